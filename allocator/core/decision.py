@@ -1,0 +1,139 @@
+"""One decision: which arm serves this unit, why, with what chance, and the id that brings its outcome home.
+
+In: a row of the snapshot (`Entry`), the unit, its attributes, a nonce. Out: a `Choice` of indices; `core/decision_id.py` makes its id. The
+server, the in-process client and the simulator call this one function, so what is simulated is what is served. Standard library
+only: it runs inside other people's services.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Mapping
+from enum import IntEnum
+from typing import NamedTuple, Protocol
+
+from allocator.core.assignment import SLOTS, unit_hash
+from allocator.core.snapshot import Entry
+from allocator.errors import InvalidArgument
+
+MAX_UNIT_BYTES = 256
+NOT_OPTED_OUT = frozenset({"", "false", "0", "no"})
+
+
+class Reason(IntEnum):
+    """Why a decision is what it is. The numbers are those of the API."""
+
+    ALLOCATED = 1
+    INCUMBENT_ONLY = 2
+    CAPPED = 3
+    FROZEN = 4
+    DRAINED = 5
+    OPTED_OUT = 6
+    NOT_TARGETED = 7
+    PINNED = 8
+    STALE = 9
+    UNKNOWN_EXPERIMENT = 10
+
+
+class Choice(NamedTuple):
+    """What was decided, as indices. `slots` of 65,536 is the propensity; `counted` says whether outcomes of it teach anything.
+
+    gated: a strict cap or a budget was closed for some candidate, so the propensity is not the published one. unit: hash of the unit.
+    """
+
+    arm: int
+    slots: int
+    reason: Reason
+    segment: int
+    counted: bool
+    gated: bool
+    unit: bytes
+
+    def shadow(self, entry: Entry) -> int:
+        """Index of the arm to mirror the request to, -1 without a shadow stage. A unit is always mirrored to the same one."""
+        if not entry.shadow_arms or self.reason != Reason.INCUMBENT_ONLY:
+            return -1
+        return entry.shadow_arms[self.unit[7] % len(entry.shadow_arms)]
+
+
+class Decision(NamedTuple):
+    """The answer to a caller. `propensity` is the chance that this arm had in this decision, a multiple of 1/65,536."""
+
+    arm: str
+    propensity: float
+    reason: Reason
+    id: str
+    snapshot_version: int
+    model_uri: str = ""
+    incumbent: str = ""
+    shadow_arm: str = ""
+    segment: str = ""
+
+
+class Gate(Protocol):
+    """What strict caps and budgets ask of a decider; see `core/gate.py`."""
+
+    def closed_mask(self) -> int:
+        """Candidates without room for the coming decision, a bit for each arm."""
+
+    def admit(self, arm: int) -> bool:
+        """Called once a decision: it earns credit, and spends one exposure of `arm`. False: there was no room."""
+
+
+def check_unit(unit: str) -> bytes:
+    """The unit as bytes. Raises InvalidArgument when it is empty or above 256 bytes."""
+    encoded = unit.encode("utf-8", "surrogatepass")
+    if not 1 <= len(encoded) <= MAX_UNIT_BYTES:
+        raise InvalidArgument.of_field(
+            "unit", f"got {len(encoded)} bytes; 1 to {MAX_UNIT_BYTES} bytes of UTF-8 are allowed", reason="INVALID_UNIT"
+        )
+    return encoded
+
+
+def choose(
+    entry: Entry, unit: bytes, attributes: Mapping[str, str], nonce: bytes, *, stale: bool = False, gate: Gate | None = None
+) -> Choice:
+    """Which arm serves `unit`.
+
+    unit: 1 to 256 bytes. nonce: 8 random bytes; in PER_REQUEST mode they are the draw. stale: the snapshot's lease is over. gate: the
+    decider's strict caps, asked before the draw. Raises nothing: whatever is in doubt gets the incumbent, with the reason.
+    """
+    hashed = unit_hash(entry.salt, unit)
+    incumbent = entry.incumbent
+    segment = len(entry.segments)
+    for index, match in enumerate(entry.segments):
+        if _matches(match, attributes):
+            segment = index
+            break
+    if stale:
+        return Choice(incumbent, SLOTS, Reason.STALE, segment, entry.counted, True, hashed)
+    if entry.opt_out and attributes.get(entry.opt_out, "").lower() not in NOT_OPTED_OUT:
+        return Choice(incumbent, SLOTS, Reason.OPTED_OUT, segment, False, True, hashed)
+    if entry.target and not _matches(entry.target, attributes):
+        return Choice(incumbent, SLOTS, Reason.NOT_TARGETED, segment, False, True, hashed)
+    if entry.pins:
+        pinned = entry.pins.get(unit)
+        if pinned is not None:
+            return Choice(pinned, SLOTS, Reason.PINNED, segment, False, True, hashed)
+    if entry.only is not None:
+        arm, reason = entry.only
+        return Choice(arm, SLOTS, Reason(reason), segment, entry.counted, False, hashed)
+    ends, owners, served = entry.tables[segment if len(entry.tables) > 1 else 0]
+    draw = hashed if entry.sticky else unit_hash(entry.salt, nonce)
+    arm = owners[bisect_right(ends, (draw[0] << 8) | draw[1])]
+    reason = Reason.ALLOCATED
+    if entry.drained >> arm & 1:
+        arm, reason = incumbent, Reason.DRAINED
+    if gate is None:
+        return Choice(arm, served[arm], reason, segment, True, False, hashed)
+    closed = gate.closed_mask()
+    if not gate.admit(arm):
+        arm, reason = incumbent, Reason.CAPPED
+    slots = served[arm]
+    if closed and arm == incumbent:
+        slots += sum(share for index, share in enumerate(served) if closed >> index & 1 and index != incumbent)
+    return Choice(arm, slots, reason, segment, True, closed != 0, hashed)
+
+
+def _matches(match: Mapping[str, frozenset[str]], attributes: Mapping[str, str]) -> bool:
+    return all(attributes.get(attribute) in values for attribute, values in match.items())

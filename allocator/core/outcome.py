@@ -1,0 +1,144 @@
+"""What an outcome adds: the contract that its values must keep, and the cells that they go to.
+
+In: an experiment and a decision id that was read. Out: a `Contract`, made once for each version of a record, which turns the values of an
+outcome into contributions or names what is wrong with them. A number outside the contract never reaches a sum.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from allocator.core.decision_id import DecisionId
+from allocator.core.experiment import Experiment, Guardrail
+from allocator.core.guardrail import key_of
+from allocator.core.record import REWARD, Cell, Record
+from allocator.core.statistics import MICRO, square_of
+from allocator.core.tally import label_stream
+from allocator.errors import Violation
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What came of a decision, as reported. reward: value of the reward's metric; metrics: values of guardrail metrics, by name."""
+
+    decision_id: str
+    reward: float | None = None
+    metrics: Mapping[str, float] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Use:
+    guardrail: Guardrail
+    low: float
+    high: float
+    window_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Rule:
+    """What one metric may be, its bit in the deduplication mask, and the guardrails that look at it."""
+
+    bit: int
+    low: float
+    high: float
+    reward: bool
+    uses: tuple[_Use, ...]
+
+
+class Contract:
+    """The contract of one record. Cheap to use, made anew when the record's spec or activation changes."""
+
+    def __init__(self, record: Record) -> None:
+        experiment = record.experiment
+        self.uid = record.uid
+        self.activation = record.status.activation
+        self.bucket_seconds = experiment.bucket_width_seconds
+        self.window_seconds = experiment.reward.window_seconds
+        self._reward = experiment.reward
+        self._arms = len(experiment.arms)
+        self._segments = len(experiment.segments) + 1
+        self._rules = {name: _rule(experiment, name, record.metrics.index(name)) for name in metric_names(experiment)}
+
+    def violations(self, path: str, outcome: Outcome) -> list[Violation]:
+        """What is wrong with the values, each with its path; empty when all may be counted."""
+        metrics = outcome.metrics or {}
+        found = []
+        if outcome.reward is not None:
+            if self._reward.metric in metrics:
+                found.append(Violation(f"{path}.metrics[{self._reward.metric}]", "is the reward, which was given as well; give it once"))
+            found += self._check(f"{path}.reward", self._reward.metric, outcome.reward)
+        elif not metrics:
+            found.append(Violation(path, "got neither a reward nor a metric; at least one value is needed"))
+        for name, value in metrics.items():
+            found += self._check(f"{path}.metrics[{name}]", name, value)
+        return found
+
+    def _check(self, path: str, name: str, value: float) -> list[Violation]:
+        rule = self._rules.get(name)
+        if rule is None:
+            known = ", ".join(sorted(self._rules))
+            return [Violation(path, f"{name!r} is no metric of this experiment; its metrics are {known}")]
+        if not rule.low <= value <= rule.high:
+            return [Violation(path, f"got {value}; a number from {rule.low:g} to {rule.high:g} is allowed")]
+        return []
+
+    def fits(self, decision: DecisionId) -> bool:
+        """Do the arm and the segment of the id exist here?"""
+        return decision.arm < self._arms and decision.segment < self._segments
+
+    def contributions(
+        self, decision: DecisionId, outcome: Outcome, age_seconds: float, slots: tuple[int, ...] | None
+    ) -> tuple[int, list[tuple[int, Cell]]]:
+        """Mask of the outcome's metrics, and (bit, cell) for what each adds.
+
+        age_seconds: from decision to report. slots: the weights that the decision was drawn from, None when unknown or gated: then a
+        relative guardrail learns nothing from it.
+        """
+        bucket = int(decision.seconds // self.bucket_seconds)
+        values = dict(outcome.metrics or {})
+        if outcome.reward is not None:
+            values[self._reward.metric] = outcome.reward
+        mask, cells = 0, []
+        for name, value in values.items():
+            rule = self._rules[name]
+            mask |= 1 << rule.bit
+            if rule.reward:
+                micro = round((value - self._reward.shift) / self._reward.unit * MICRO)
+                cells.append((rule.bit, Cell(bucket, decision.arm, decision.segment, REWARD, 0, 1, micro, *square_of(micro))))
+            if not decision.first:
+                continue
+            for use in rule.uses:
+                if age_seconds > use.window_seconds:
+                    continue
+                loss = round(use.guardrail.loss(value, use.low, use.high) * MICRO)
+                key = key_of(use.guardrail, self._activation_of(decision))
+                cells.append((rule.bit, Cell(bucket, decision.arm, decision.segment, key, 0, 1, loss)))
+                if loss and slots is not None and use.guardrail.relative:
+                    cells.append((rule.bit, Cell(bucket, decision.arm, decision.segment, label_stream(key, slots), 0, 1, loss)))
+        return mask, cells
+
+    def _activation_of(self, decision: DecisionId) -> int:
+        """The latest activation, not after the present one, that the id's five bits can mean."""
+        return self.activation - ((self.activation - decision.activation) & 31)
+
+
+def metric_names(experiment: Experiment) -> tuple[str, ...]:
+    """Every metric that an outcome may carry, the reward first."""
+    names = [experiment.reward.metric, *(g.metric for g in experiment.guardrails), *(m.name for m in experiment.metrics)]
+    return tuple(dict.fromkeys(names))
+
+
+def _rule(experiment: Experiment, name: str, bit: int) -> _Rule:
+    reward = name == experiment.reward.metric
+    declared = any(metric.name == name for metric in experiment.metrics)
+    users = [g for g in experiment.guardrails if g.metric == name]
+    if reward:
+        low, high = experiment.reward.low, experiment.reward.upper
+    elif declared or any(g.quantile is None for g in users):
+        low, high = experiment.metric_range(name)
+    else:  # only quantiles look at it: any finite number will do
+        low, high = -sys.float_info.max, sys.float_info.max
+    uses = tuple(_Use(g, low, high, experiment.guardrail_window_seconds(g)) for g in users)
+    return _Rule(bit, low, high, reward, uses)

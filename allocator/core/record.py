@@ -1,0 +1,89 @@
+"""What is kept of one experiment: its spec, where it stands, the plan in force, and the evidence folded so far.
+
+A value that the engine reads, replaces and saves whole; `version` grows by one with each save, and a save that expected another version is
+refused. What changes with every outcome is not in it: those are cells, which the store adds up.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from allocator.core.assignment import Layout
+from allocator.core.evidence import Restarts
+from allocator.core.experiment import Experiment
+from allocator.core.lifecycle import Status
+
+EXPOSURES = "_exposures"  # count: decisions of the arm; total: their expected number x 65,536; square_high: its variance x 65,536
+UNITS = "_units"  # count: first decisions of a unit within the window
+REWARD = "_reward"
+
+
+class Cell(NamedTuple):
+    """Additive integer sums of one stream, for one arm, segment and bucket of decision time.
+
+    plan: the snapshot version that decided, where a stream needs it, else 0. total: in micro-units; squares: micro-units squared, as
+    square_high x 1,000,000 + square_low.
+    """
+
+    bucket: int
+    arm: int
+    segment: int
+    stream: str
+    plan: int
+    count: int
+    total: int
+    square_high: int = 0
+    square_low: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """Evidence of one guardrail on one arm (and segment; -1: all together), folded over settled buckets.
+
+    stream: `Guardrail.stream`, "#" and the activation. breach: weighted restarts; detector: the warning's. warning_since: time at which
+    the present warning began, 0 without one. safe_count, safe_events: matured outcomes since the stage was entered or the warning
+    began; safe_denominators: the same of a relative guardrail's label sums, one number for each alternative.
+    log_evidence: as it stood when the activation ended, open buckets included.
+    """
+
+    stream: str
+    arm: int
+    segment: int
+    breach: Restarts
+    detector: Restarts
+    warning_since: float = 0.0
+    safe_count: float = 0.0
+    safe_events: float = 0.0
+    safe_denominators: tuple[float, ...] = ()
+    log_evidence: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One experiment as stored. uid: 16 hexadecimal digits. settled_through: last bucket that takes no outcome any more.
+
+    metrics: names in the order in which their bits stand in the deduplication mask; it only ever grows. past_evidence: of earlier
+    activations, as it stood at each resume. warm: count, total and squares (counted units) of an earlier experiment, for each arm.
+    """
+
+    uid: str
+    experiment: Experiment
+    salt: bytes
+    revision: int = 1
+    version: int = 1
+    status: Status = Status()
+    layouts: tuple[Layout, ...] = ()
+    slots: tuple[tuple[int, ...], ...] = ()
+    evidence: tuple[Stream, ...] = ()
+    past_evidence: tuple[Stream, ...] = ()
+    settled_through: int = -1
+    metrics: tuple[str, ...] = ()
+    warm: tuple[tuple[float, float, float], ...] = ()
+    created_seconds: float = 0.0
+    updated_seconds: float = 0.0
+
+    @property
+    def name(self) -> str:
+        """`namespace/name`."""
+        return self.experiment.full_name

@@ -1,0 +1,108 @@
+"""The immutable table that a decider reads: one `Entry` for each experiment, replaced whole when a plan changes it.
+
+In: what the planner decided. Out: all that `decide` needs, as indices, tuples and frozen sets, so that a decision costs two hashes and
+a bisection. The digest of an entry is a SHA-256 over its fields: two deciders with the same version and another digest must not
+both be believed. Standard library only.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import NamedTuple
+
+Match = Mapping[str, frozenset[str]]
+
+
+class Table(NamedTuple):
+    """Who owns the slots. Run k is [ends[k-1], ends[k]) and belongs to arm owners[k]; the last end is 65,536.
+
+    served: slots of each arm as served, those of drained arms added to the incumbent's; sums to 65,536.
+    """
+
+    ends: tuple[int, ...]
+    owners: tuple[int, ...]
+    served: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One experiment as a decider sees it.
+
+    version: grows with each published change. state: the lifecycle's word. only: (arm, reason number) when everyone gets one arm.
+    tables: one, or one for each segment with `other` last. drained: arms that get nothing, a bit for each. counted: do decisions
+    teach anything (not before the start)? shadow_arms: in a shadow stage, the arms to mirror to, one for each unit.
+    activation: guardrail evidence starts again with each.
+    """
+
+    experiment: str
+    uid: bytes
+    version: int
+    state: str
+    sticky: bool
+    salt: bytes
+    arms: tuple[str, ...]
+    model_uris: tuple[str, ...]
+    incumbent: int
+    tables: tuple[Table, ...]
+    only: tuple[int, int] | None = None
+    drained: int = 0
+    counted: bool = True
+    shadow_arms: tuple[int, ...] = ()
+    activation: int = 1
+    segment_names: tuple[str, ...] = ("other",)
+    segments: tuple[Match, ...] = ()
+    target: Match = field(default_factory=dict)
+    opt_out: str = ""
+    pins: Mapping[bytes, int] = field(default_factory=dict)
+    lease_seconds: float = 15.0
+    window_seconds: float = 1800.0
+    bucket_seconds: float = 30.0
+    first_only: bool = True
+    strict: bool = False
+    cap: float = 1.0
+    cap_per_candidate: float = 1.0
+    burst: int = 50
+
+    def digest(self) -> str:
+        """SHA-256 over every field, hexadecimal."""
+        parts = (
+            (self.experiment, self.uid, self.version, self.state, self.sticky, self.salt, self.arms, self.model_uris),
+            (self.incumbent, tuple(map(tuple, self.tables)), self.only, self.drained, self.counted, self.shadow_arms, self.activation),
+            (self.segment_names, [_sorted(match) for match in self.segments], _sorted(self.target), self.opt_out),
+            (sorted(self.pins.items()), self.lease_seconds, self.window_seconds, self.bucket_seconds, self.first_only),
+            (self.strict, self.cap, self.cap_per_candidate, self.burst),
+        )
+        return hashlib.sha256(repr(parts).encode()).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """Every experiment's entry by `namespace/name`. sequence: grows by one with each change of any entry."""
+
+    sequence: int = 0
+    entries: Mapping[str, Entry] = field(default_factory=lambda: MappingProxyType({}))
+    by_uid: Mapping[bytes, Entry] = field(default_factory=lambda: MappingProxyType({}))
+
+    def replaced(self, entries: Iterable[Entry], removed: Iterable[str] = ()) -> Snapshot:
+        """A snapshot with these entries new or changed. An entry older than the one it would replace is left out."""
+        table = dict(self.entries)
+        for name in removed:
+            table.pop(name, None)
+        for entry in entries:
+            known = table.get(entry.experiment)
+            if known is None or known.uid != entry.uid or known.version < entry.version:
+                table[entry.experiment] = entry
+        by_uid = {entry.uid: entry for entry in table.values()}
+        return Snapshot(self.sequence + 1, MappingProxyType(table), MappingProxyType(by_uid))
+
+
+def full_name(experiment: str) -> str:
+    """`namespace/name` of what a caller wrote: a bare name is in the namespace `default`."""
+    return experiment if "/" in experiment else f"default/{experiment}"
+
+
+def _sorted(match: Match) -> list[tuple[str, list[str]]]:
+    return sorted((attribute, sorted(values)) for attribute, values in match.items())

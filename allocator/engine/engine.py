@@ -1,0 +1,63 @@
+"""The engine whole: store, snapshot, planner, ingest and commands, joined once.
+
+In: the ports. Out: an object that the server, the tests and the simulator drive. `start` loads what the store holds and plans once before
+anyone asks; with `threads` off nothing runs by itself, and the caller ticks the planner with a clock of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from allocator.core.decider import Decider
+from allocator.core.description import Description, describe
+from allocator.engine.commands import Commands
+from allocator.engine.ingest import Ingest
+from allocator.engine.live import Live
+from allocator.engine.planner import Planned, Planner
+from allocator.engine.registry import Registry
+from allocator.ports import Clock, Entropy, Store
+
+
+class Engine:
+    """Everything between a transport and a store."""
+
+    def __init__(
+        self,
+        store: Store,
+        clock: Clock,
+        entropy: Entropy,
+        refresh_seconds: float = 1.0,
+        observe: Callable[[Planned], None] | None = None,
+        *,
+        restarted: bool = True,
+    ) -> None:
+        self.store = store
+        self.clock = clock
+        self.entropy = entropy
+        key = store.secret()
+        self.live = Live(clock)
+        self.registry = Registry(store, self.live)
+        self.planner = Planner(store, self.registry, self.live, clock, refresh_seconds, observe)
+        self.ingest = Ingest(store, self.registry, key, clock, self.planner.wake)
+        self.commands = Commands(self.registry, self.planner, clock, entropy)
+        self.decider = Decider(key, restarted=restarted)
+
+    def start(self, *, threads: bool = True) -> None:
+        """Load, plan once, and (with threads) keep planning."""
+        self.registry.load()
+        self.planner.tick()
+        if threads:
+            self.planner.start()
+
+    def describe(self, name: str) -> Description:
+        """The experiment as of now. Raises NotFound."""
+        record = self.registry.get(name)
+        return describe(record, self.planner.tally(record), self.clock.now())
+
+    def close(self) -> None:
+        """Stop planning, store the last exposures, close the store."""
+        self.planner.stop()
+        exposures = self.decider.take()
+        if exposures:
+            self.ingest.report((), exposures)
+        self.store.close()

@@ -1,0 +1,157 @@
+"""Outcomes → store. Each metric of a decision counts once.
+
+In: outcomes as reported, exposures as counted by the decider. Out: what became of each outcome, once it is durable. A value outside the
+contract refuses the whole report with every violation, and nothing of it is counted: the reporter mends it and sends it again. An id
+that is forged, foreign or too old refuses only its own outcome, because no mending helps it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from enum import Enum
+
+from allocator.core.decider import Exposure
+from allocator.core.decision_id import DecisionId, read
+from allocator.core.outcome import Outcome
+from allocator.core.record import EXPOSURES, UNITS, Cell
+from allocator.engine.registry import Registry
+from allocator.errors import InvalidArgument, Violation
+from allocator.ports import Clock, Contribution, Counted, ExposureRow, OutcomeRow, Store
+
+MAX_OUTCOMES = 1000
+FUTURE_SECONDS = 60.0  # how far ahead of ours a decider's clock may be
+
+
+class Status(Enum):
+    """What became of one outcome."""
+
+    ACCEPTED = "ACCEPTED"
+    DUPLICATE = "DUPLICATE"
+    LATE = "LATE"
+    REFUSED = "REFUSED"
+    IGNORED = "IGNORED"
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """The answer for one outcome. experiment: its full name where the id said so. reason: UPPER_SNAKE, "" when accepted."""
+
+    status: Status
+    reason: str = ""
+    message: str = ""
+    experiment: str = ""
+
+
+COUNTED = {
+    Counted.ACCEPTED: (Status.ACCEPTED, "", ""),
+    Counted.DUPLICATE: (Status.DUPLICATE, "ALREADY_COUNTED", "every metric of it had been counted before"),
+    Counted.LATE: (Status.LATE, "WINDOW_CLOSED", "the window of its decision has closed"),
+}
+
+
+class Ingest:
+    """Reads ids, checks values, counts. `committed` is called after each commit that counted something."""
+
+    def __init__(self, store: Store, registry: Registry, key: bytes, clock: Clock, committed: Callable[[], None]) -> None:
+        self._store = store
+        self._registry = registry
+        self._key = key
+        self._clock = clock
+        self._committed = committed
+
+    def report(self, outcomes: Sequence[Outcome], exposures: Sequence[Exposure] = ()) -> list[Result]:
+        """Count outcomes and exposures in one step; durable when this returns. A result for each outcome, in order.
+
+        Raises InvalidArgument for more than 1,000 outcomes or any value outside its contract (then nothing is counted, the exposures
+        neither), Unavailable or Overloaded when the store cannot write.
+        """
+        if len(outcomes) > MAX_OUTCOMES:
+            raise InvalidArgument.of_field(
+                "outcomes", f"got {len(outcomes)}; at most {MAX_OUTCOMES} in one report are allowed", reason="BATCH_TOO_LARGE"
+            )
+        now = self._clock.now()
+        results: list[Result | None] = [None] * len(outcomes)
+        rows: list[OutcomeRow] = []
+        places: list[int] = []
+        found: list[Violation] = []
+        for index, outcome in enumerate(outcomes):
+            path = f"outcomes[{index}]"
+            faults = _not_finite(path, outcome)
+            answer = self._row(path, outcome, now, faults)
+            found += faults
+            if isinstance(answer, Result):
+                results[index] = answer
+            elif not faults:
+                rows.append(answer)
+                places.append(index)
+        if found:
+            raise InvalidArgument(
+                f"{len(found)} value{'s' if len(found) > 1 else ''} outside the contract; nothing was counted",
+                violations=found,
+                reason="INVALID_OUTCOME",
+            )
+        if rows or exposures:
+            counted = self._store.add(rows, exposure_rows(exposures))
+            for place, row, what in zip(places, rows, counted, strict=True):
+                record = self._registry.of_uid(row.uid)
+                results[place] = Result(*COUNTED[what], record.name if record else "")
+            self._committed()
+        return [result for result in results if result is not None]
+
+    def _row(self, path: str, outcome: Outcome, now: float, faults: list[Violation]) -> OutcomeRow | Result:
+        """The row to count, or the answer that needs none. Adds to `faults` what breaks the contract."""
+        if not outcome.decision_id:
+            faults.append(Violation(f"{path}.decision_id", "got nothing; the id of a decision is needed"))
+        try:
+            decision = read(self._key, outcome.decision_id)
+        except InvalidArgument as error:
+            return Result(Status.REFUSED, error.reason, error.violations[0].message)
+        contract = self._registry.contract(decision.uid)
+        if contract is None or not contract.fits(decision):
+            return Result(Status.REFUSED, "FOREIGN_DECISION_ID", "no experiment here made this decision")
+        name = self._name(contract.uid)
+        if not faults:
+            faults += contract.violations(path, outcome)
+        if faults:
+            return Result(Status.REFUSED, "INVALID_OUTCOME", "", name)
+        if not decision.counted:
+            return Result(Status.IGNORED, "NOT_COUNTED", "its decision teaches nothing: not started, opted out, not targeted or pinned", name)
+        age = now - decision.seconds
+        if age > contract.window_seconds:
+            return Result(Status.LATE, "WINDOW_CLOSED", f"the decision is {age:.0f} s old, its window {contract.window_seconds:g} s", name)
+        if age < -FUTURE_SECONDS:
+            return Result(Status.REFUSED, "FUTURE_DECISION", f"the decision lies {-age:.0f} s ahead of this server's clock", name)
+        mask, cells = contract.contributions(decision, outcome, age, self._weights(decision))
+        contributions = tuple(Contribution(bit, cell) for bit, cell in cells)
+        return OutcomeRow(contract.uid, decision.nonce, int(decision.seconds // contract.bucket_seconds), mask, contributions)
+
+    def _weights(self, decision: DecisionId) -> tuple[int, ...] | None:
+        if decision.gated:
+            return None
+        tables = self._registry.weights(decision.uid, decision.version)
+        if not tables:
+            return None
+        return tables[decision.segment if len(tables) > 1 else 0]
+
+    def _name(self, uid: str) -> str:
+        record = self._registry.of_uid(uid)
+        return record.name if record is not None else ""
+
+
+def exposure_rows(exposures: Iterable[Exposure]) -> list[ExposureRow]:
+    """Exposures as cells to add."""
+    rows = []
+    for e in exposures:
+        uid = e.uid.hex()
+        rows.append(ExposureRow(uid, Cell(e.bucket, e.arm, e.segment, EXPOSURES, 0, e.count, 0)))
+        if e.units:
+            rows.append(ExposureRow(uid, Cell(e.bucket, e.arm, e.segment, f"{UNITS}#{e.activation}", 0, e.units, 0)))
+    return rows
+
+
+def _not_finite(path: str, outcome: Outcome) -> list[Violation]:
+    values = [(f"{path}.reward", outcome.reward)] if outcome.reward is not None else []
+    values += [(f"{path}.metrics[{name}]", value) for name, value in (outcome.metrics or {}).items()]
+    return [Violation(field, f"got {value}; a finite number is allowed") for field, value in values if not math.isfinite(value)]

@@ -1,0 +1,84 @@
+"""The current snapshot, and waiting for the next.
+
+In: entries from the planner and from commands. Out: one reference that readers take once for each request, and the changes since a
+sequence for those that watch. An entry never goes back to an older version, whoever publishes last: a freeze that was acknowledged
+cannot be undone by a plan computed before it.
+
+The lease: readers serve candidates only while the planner has confirmed the table within an experiment's `lease`, by the monotonic clock.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable
+
+from allocator.core.snapshot import Entry, Snapshot
+from allocator.ports import Clock
+
+MAX_CHANGES_KEPT = 10_000
+
+
+class Live:
+    """The snapshot in force. `snapshot` and `confirmed` may be read without a lock from any thread."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._changes: deque[tuple[int, str]] = deque(maxlen=MAX_CHANGES_KEPT)
+        self._listeners: set[Callable[[], None]] = set()
+        self.snapshot = Snapshot()
+        self.confirmed = float("-inf")  # monotonic seconds at which the planner last said that this table holds
+
+    def publish(self, entries: Iterable[Entry], removed: Iterable[str] = ()) -> Snapshot:
+        """Swap in a snapshot with these entries; those older than what is served are left out. Returns it."""
+        entries, removed = list(entries), list(removed)
+        with self._lock:
+            after = self.snapshot.replaced(entries, removed)
+            for name in removed:
+                self._changes.append((after.sequence, name))
+            for entry in entries:
+                if after.entries.get(entry.experiment) is entry:
+                    self._changes.append((after.sequence, entry.experiment))
+            self.snapshot = after
+            listeners = list(self._listeners)
+        for listener in listeners:
+            listener()
+        return after
+
+    def confirm(self) -> None:
+        """The table holds as of now: called by the planner at each tick that it could carry out."""
+        self.confirmed = self._clock.monotonic()
+
+    def age(self) -> float:
+        """Seconds since the planner last confirmed the table; infinite before the first time."""
+        return self._clock.monotonic() - self.confirmed
+
+    def stale(self, entry: Entry) -> bool:
+        """Is the lease of this entry over?"""
+        return self._clock.monotonic() - self.confirmed > entry.lease_seconds
+
+    def changes_since(self, sequence: int) -> tuple[Snapshot, list[Entry], list[str], bool]:
+        """The snapshot now, entries changed after `sequence`, names gone, and whether this is the full table.
+
+        The full table comes when `sequence` is 0, unknown, or too long ago.
+        """
+        with self._lock:
+            now = self.snapshot
+            known = sequence > 0 and sequence <= now.sequence and (len(self._changes) < MAX_CHANGES_KEPT or self._changes[0][0] <= sequence)
+            if not known:
+                return now, list(now.entries.values()), [], True
+            names = {name for at, name in self._changes if at > sequence}
+        changed = [now.entries[name] for name in sorted(names) if name in now.entries]
+        return now, changed, sorted(name for name in names if name not in now.entries), False
+
+    def listen(self, listener: Callable[[], None]) -> Callable[[], None]:
+        """Call `listener`, from whichever thread publishes, after each change. Returns what stops it."""
+        with self._lock:
+            self._listeners.add(listener)
+
+        def stop() -> None:
+            with self._lock:
+                self._listeners.discard(listener)
+
+        return stop

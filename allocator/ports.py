@@ -1,0 +1,151 @@
+"""What the engine asks of the world: a store, a clock, entropy. And the system's own clock and entropy.
+
+Each method of `Store` is one atomic step in the engine's words; `stores/memory.py` is what they mean, and every store is held to the
+same suite. Methods block until what they promise is true (for a durable store: on disk); the server calls them from threads.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import NamedTuple, Protocol
+
+from allocator.core.audit import AuditEntry, AuditRecord
+from allocator.core.record import Cell, Record
+from allocator.errors import AllocatorError
+
+
+class Clock(Protocol):
+    """Time. The core is told it; only the engine and the server ask."""
+
+    def now(self) -> float:
+        """Seconds since the epoch, of the wall clock: for records and buckets."""
+
+    def monotonic(self) -> float:
+        """Seconds from an arbitrary start, never back: for leases and durations."""
+
+
+class Entropy(Protocol):
+    """Randomness that nobody can guess."""
+
+    def bytes(self, count: int) -> bytes:
+        """`count` random bytes."""
+
+
+class SystemClock:
+    """The machine's clocks."""
+
+    now = staticmethod(time.time)
+    monotonic = staticmethod(time.monotonic)
+
+
+class SystemEntropy:
+    """The operating system's generator."""
+
+    bytes = staticmethod(os.urandom)
+
+
+class Counted(Enum):
+    """What became of an outcome in the store."""
+
+    ACCEPTED = "ACCEPTED"
+    DUPLICATE = "DUPLICATE"
+    LATE = "LATE"
+
+
+class Contribution(NamedTuple):
+    """What one metric of an outcome adds to one stream. metric: its bit in the deduplication mask (0, 1, 2, ...)."""
+
+    metric: int
+    cell: Cell
+
+
+class OutcomeRow(NamedTuple):
+    """An outcome ready to be counted. nonce: of its decision; bucket: of its decision's time. metrics: mask of the metrics in it.
+
+    A metric that adds to no stream still takes part in the deduplication.
+    """
+
+    uid: str
+    nonce: bytes
+    bucket: int
+    metrics: int
+    contributions: tuple[Contribution, ...]
+
+
+class ExposureRow(NamedTuple):
+    """Decisions made, to be added: one cell of the streams EXPOSURES or UNITS."""
+
+    uid: str
+    cell: Cell
+
+
+@dataclass(frozen=True, slots=True)
+class Settle:
+    """Close buckets: open cells of buckets <= `through` move to the settled ones, their bucket ids divided by `coarsen` (floor).
+
+    Afterwards an outcome of such a bucket is LATE, and what was known for its deduplication is forgotten. A `coarsen` of 0 puts all
+    of them into bucket 0: nothing is forgotten by age, so their times no longer matter.
+    """
+
+    through: int
+    coarsen: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Save:
+    """Write `record` if the stored version is `expected` (None: if no experiment of this name exists), with its audit entries.
+
+    settle: applied in the same step, for this experiment.
+    """
+
+    record: Record
+    expected: int | None
+    audit: tuple[AuditEntry, ...] = ()
+    settle: Settle | None = None
+
+
+class Store(Protocol):
+    """Everything that must outlive a process."""
+
+    def secret(self) -> bytes:
+        """32 random bytes made when the store was created: the key of its decision ids."""
+
+    def records(self) -> list[Record]:
+        """All experiments, by name."""
+
+    def record(self, name: str) -> Record | None:
+        """The experiment `namespace/name`, or None."""
+
+    def save(self, saves: Sequence[Save]) -> list[AllocatorError | None]:
+        """Carry out each save whole or not at all; None for each that was, else why not (Conflict, AlreadyExists).
+
+        One save's conflict does not touch the others. Durable when this returns. Raises Unavailable or Overloaded when the store
+        cannot write; then none was carried out.
+        """
+
+    def add(self, outcomes: Sequence[OutcomeRow], exposures: Sequence[ExposureRow] = ()) -> list[Counted]:
+        """Count exposures, and outcomes not seen before: each metric of a decision once. All in one step, durable when this returns.
+
+        LATE: the outcome's bucket is settled; nothing of it is counted. DUPLICATE: every metric in it had been counted. ACCEPTED: at
+        least one was new; only the new ones' contributions are added. Exposures of settled buckets go to the settled cells.
+        Raises Unavailable or Overloaded when the store cannot write; then nothing was counted.
+        """
+
+    def cells(self, uid: str) -> list[Cell]:
+        """Open cells of an experiment, in any order."""
+
+    def settled(self, uid: str) -> list[Cell]:
+        """Settled cells of an experiment, their buckets coarsened."""
+
+    def changed(self, since: int) -> tuple[int, list[str]]:
+        """A new mark, and the uids whose cells changed after the mark `since` (0: all that have any cell)."""
+
+    def audit(self, after: int = 0, limit: int = 1000, experiment: str | None = None) -> list[AuditRecord]:
+        """Sealed records with sequence > `after`, oldest first, at most `limit`, of one experiment or of all."""
+
+    def close(self) -> None:
+        """Finish what was begun and let go of files and threads. Calling twice does nothing."""

@@ -1,0 +1,68 @@
+"""Settings of a server, from flags and `ALLOCATOR_*` variables (the command line reads both), checked once and then frozen."""
+
+from __future__ import annotations
+
+import ipaddress
+from dataclasses import dataclass
+
+from allocator.errors import InvalidArgument, Violation
+
+LOG_FORMATS = ("pretty", "json")
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """listen, metrics: host:port, port 0 for any free one, metrics "" for none. store: `sqlite:PATH` or `memory:`.
+
+    specs: files to apply at the start. refresh_seconds: between two refreshes of the weights. drain_seconds: between "not serving" and
+    the end of accepting calls, for load balancers to notice; grace_seconds: for calls under way after that.
+    """
+
+    listen: str = "127.0.0.1:50051"
+    metrics: str = "127.0.0.1:9464"
+    store: str = "sqlite:allocator.db"
+    specs: tuple[str, ...] = ()
+    log_format: str = "pretty"
+    refresh_seconds: float = 1.0
+    drain_seconds: float = 1.0
+    grace_seconds: float = 10.0
+    insecure: bool = False
+
+    def __post_init__(self) -> None:
+        found = [*_address("listen", self.listen), *(_address("metrics", self.metrics) if self.metrics else ())]
+        kind, _, path = self.store.partition(":")
+        if kind not in ("sqlite", "memory") or (kind == "sqlite" and not path):
+            found.append(Violation("store", f"got {self.store!r}; sqlite:PATH or memory: is allowed"))
+        if self.log_format not in LOG_FORMATS:
+            found.append(Violation("log-format", f"got {self.log_format!r}; one of {', '.join(LOG_FORMATS)} is allowed"))
+        if not 0.05 <= self.refresh_seconds <= 60:
+            found.append(Violation("refresh", f"got {self.refresh_seconds}; seconds from 0.05 to 60 are allowed"))
+        for name in ("drain_seconds", "grace_seconds"):
+            if not 0 <= getattr(self, name) <= 600:
+                found.append(Violation(name.removesuffix("_seconds"), f"got {getattr(self, name)}; seconds from 0 to 600 are allowed"))
+        if not found and not self.insecure and not is_loopback(self.listen):
+            found.append(
+                Violation(
+                    "listen",
+                    f"got {self.listen!r}, which other machines can reach, and calls are neither encrypted nor authenticated;"
+                    " listen on 127.0.0.1 behind a proxy that does both, or insist with --insecure",
+                )
+            )
+        if found:
+            raise InvalidArgument(violations=found, reason="INVALID_CONFIG")
+
+
+def is_loopback(address: str) -> bool:
+    """Can only this machine reach the address?"""
+    host = address.rpartition(":")[0].strip("[]")
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _address(name: str, value: str) -> list[Violation]:
+    host, _, port = value.rpartition(":")
+    if not host or not port.isdigit() or int(port) > 65535:
+        return [Violation(name, f"got {value!r}; host:port is allowed, e.g. 127.0.0.1:50051")]
+    return []

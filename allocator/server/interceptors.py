@@ -1,0 +1,65 @@
+"""Around every call: parse the request, map errors to statuses, count the answer.
+
+In: a method that takes a message and returns one. Out: a gRPC handler over bytes. Requests are parsed here and not by gRPC, which answers
+malformed bytes with UNKNOWN and the text of a Python exception. Interceptors of gRPC itself were dropped: they cost a tenth of a call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import grpc
+import structlog
+from google.protobuf.message import DecodeError, Message
+
+from allocator.errors import AllocatorError, InvalidArgument
+from allocator.server.metrics import Metrics
+from allocator.wire.status import to_status
+
+log = structlog.get_logger()
+
+Unary = Callable[[Any], Awaitable[Any]]
+Streaming = Callable[[Any], AsyncIterator[Any]]
+
+
+def unary(metrics: Metrics, name: str, request_type: type[Message], method: Unary) -> grpc.RpcMethodHandler:
+    """A handler for a method that answers once."""
+    answered = metrics.rpcs.labels(name, "OK")
+    parse = request_type.FromString
+
+    async def handle(raw: bytes, context: grpc.aio.ServicerContext) -> bytes:
+        try:
+            reply = await method(parse(raw))
+        except Exception as error:
+            return await _abort(context, metrics, name, error)
+        answered.inc()
+        return reply if isinstance(reply, bytes) else reply.SerializeToString()
+
+    return grpc.unary_unary_rpc_method_handler(handle)
+
+
+def streaming(metrics: Metrics, name: str, request_type: type[Message], method: Streaming) -> grpc.RpcMethodHandler:
+    """A handler for a method that answers many times."""
+
+    async def handle(raw: bytes, context: grpc.aio.ServicerContext) -> AsyncIterator[bytes]:
+        try:
+            async for reply in method(request_type.FromString(raw)):
+                yield reply.SerializeToString()
+        except Exception as error:
+            await _abort(context, metrics, name, error)
+        metrics.rpcs.labels(name, "OK").inc()
+
+    return grpc.unary_stream_rpc_method_handler(handle)
+
+
+async def _abort(context: grpc.aio.ServicerContext, metrics: Metrics, name: str, error: Exception) -> bytes:
+    if isinstance(error, DecodeError):
+        error = InvalidArgument.of_field("request", "got bytes that are no message of this type", reason="MALFORMED_REQUEST")
+    if not isinstance(error, AllocatorError):
+        log.exception("rpc.crashed", method=name)
+        error = AllocatorError("the server made a mistake; its log says more", reason="INTERNAL")
+    status = to_status(error)
+    metrics.rpcs.labels(name, status.code.name).inc()
+    await context.abort(status.code, status.details, status.trailing_metadata)
+    raise AssertionError("abort returned")

@@ -1,0 +1,232 @@
+"""Builds and joins everything: the only file that picks a store, a clock, a registry of metrics.
+
+In: a `Config`. Out: a server that serves until SIGTERM or SIGINT, then drains: health says "not serving", load balancers get time to
+notice, calls under way end, exposures are stored, the store is closed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import socket
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
+
+import grpc
+import structlog
+import uvloop
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1.health import aio as health
+from grpc_reflection.v1alpha import reflection
+from prometheus_client import CollectorRegistry, make_wsgi_app
+
+from allocator.core import best_arm, evidence
+from allocator.engine.engine import Engine
+from allocator.errors import AllocatorError, Unavailable
+from allocator.ports import Clock, Entropy, Store, SystemClock, SystemEntropy
+from allocator.server.config import Config
+from allocator.server.interceptors import streaming, unary
+from allocator.server.metrics import Metrics
+from allocator.server.servicers import AllocatorServicer, OperatorServicer
+from allocator.stores.memory import MemoryStore
+from allocator.stores.sqlite import SqliteStore
+from allocator.v1 import allocator_service_pb2 as service_pb
+from allocator.v1 import operator_service_pb2 as operator_pb
+from allocator.wire import spec
+
+SERVICES = ("allocator.v1.AllocatorService", "allocator.v1.OperatorService")
+THREADS = 32
+FLUSH_SECONDS = 0.25
+MAX_MESSAGE = 4 << 20
+
+log = structlog.get_logger()
+
+
+class Server:
+    """A server that is listening. `address` and `metrics_address` are the real ones, also where port 0 was asked for."""
+
+    def __init__(self, config: Config, *, clock: Clock | None = None, entropy: Entropy | None = None, store: Store | None = None) -> None:
+        self._config = config
+        self._clock = clock or SystemClock()
+        self._entropy = entropy or SystemEntropy()
+        self._given_store = store
+        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="rpc")
+        self._web: WSGIServer | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+        self.address = ""
+        self.metrics_address = ""
+
+    async def start(self) -> None:
+        """Open the store, load the specs, plan, listen. Raises Unavailable or InvalidArgument with a sentence that says why not."""
+        config = self._config
+        best_arm.warm_up()
+        evidence.warm_up()
+        store = self._given_store or open_store(config.store, self._entropy)
+        try:
+            registry = CollectorRegistry()
+            self.engine = Engine(store, self._clock, self._entropy, config.refresh_seconds, lambda planned: metrics.planned(planned))
+            metrics = self.metrics = Metrics(registry, self.engine.live.age)
+            self.engine.start(threads=False)
+            load_specs(self.engine, config.specs)
+            self._grpc = self._build(metrics)
+            self.address = self._bind(config.listen)
+            if config.metrics:
+                self._web = serve_metrics(config.metrics, registry, self._ready)
+                self.metrics_address = "{}:{}".format(*self._web.server_address[:2])
+        except BaseException:
+            store.close()
+            raise
+        self.engine.planner.start()
+        await self._grpc.start()
+        self._tasks.append(asyncio.create_task(self._flush()))
+        for name in ("", *SERVICES):
+            await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
+        log.info(
+            "server.ready",
+            address=self.address,
+            metrics=self.metrics_address,
+            store=config.store,
+            experiments=len(self.engine.live.snapshot.entries),
+        )
+
+    async def stop(self) -> None:
+        """Drain: say so, let callers notice, finish what is under way, store what is counted."""
+        log.info("server.draining", seconds=self._config.drain_seconds)
+        await self._health.enter_graceful_shutdown()
+        await asyncio.sleep(self._config.drain_seconds)
+        self._allocator.draining.set()
+        await self._grpc.stop(self._config.grace_seconds)
+        for task in self._tasks:
+            task.cancel()
+        if self._web is not None:
+            self._web.shutdown()
+            self._web.server_close()
+        await asyncio.get_running_loop().run_in_executor(self._threads, self.engine.close)
+        self._threads.shutdown()
+        log.info("server.stopped")
+
+    def _build(self, metrics: Metrics) -> grpc.aio.Server:
+        server = grpc.aio.server(
+            options=[
+                ("grpc.so_reuseport", 0),
+                ("grpc.max_receive_message_length", MAX_MESSAGE),
+                ("grpc.max_concurrent_streams", 10_000),
+                ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
+                ("grpc.keepalive_permit_without_calls", 1),
+            ]
+        )
+        a = self._allocator = AllocatorServicer(self.engine, metrics, self._threads)
+        o = OperatorServicer(self.engine, self._threads)
+        calls = {
+            "Decide": unary(metrics, "Decide", service_pb.DecideRequest, a.decide),
+            "BatchDecide": unary(metrics, "BatchDecide", service_pb.BatchDecideRequest, a.batch_decide),
+            "ReportOutcomes": unary(metrics, "ReportOutcomes", service_pb.ReportOutcomesRequest, a.report_outcomes),
+            "WatchSnapshots": streaming(metrics, "WatchSnapshots", service_pb.WatchSnapshotsRequest, a.watch_snapshots),
+        }
+        operator = {}
+        for method in operator_pb.DESCRIPTOR.services_by_name["OperatorService"].methods:
+            words = "".join("_" + c.lower() if c.isupper() else c for c in method.name).lstrip("_")
+            request_type = getattr(operator_pb, method.input_type.name)
+            operator[method.name] = unary(metrics, method.name, request_type, getattr(o, words))
+        server.add_generic_rpc_handlers(
+            (
+                grpc.method_handlers_generic_handler(SERVICES[0], calls),
+                grpc.method_handlers_generic_handler(SERVICES[1], operator),
+            )
+        )
+        self._health = health.HealthServicer()
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+        reflection.enable_server_reflection(
+            (*SERVICES, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, reflection.SERVICE_NAME), server
+        )
+        return server
+
+    def _bind(self, listen: str) -> str:
+        host, _, port = listen.rpartition(":")
+        try:
+            bound = self._grpc.add_insecure_port(listen)
+        except RuntimeError as exc:
+            raise Unavailable(
+                f"cannot listen on {listen}: another process has the port, or the address is not this machine's",
+                reason="ADDRESS_IN_USE",
+                listen=listen,
+            ) from exc
+        return f"{host}:{bound or port}"
+
+    def _ready(self) -> bool:
+        return self.engine.live.age() < float("inf")
+
+    async def _flush(self) -> None:
+        while True:
+            await asyncio.sleep(FLUSH_SECONDS)
+            try:
+                await self._allocator.flush_exposures()
+            except AllocatorError as error:
+                log.warning("exposures.not_stored", reason=error.reason, error=error.message)
+
+
+def open_store(address: str, entropy: Entropy) -> Store:
+    """The store of a `Config.store` address."""
+    kind, _, path = address.partition(":")
+    return MemoryStore(entropy) if kind == "memory" else SqliteStore(path, entropy)
+
+
+def load_specs(engine: Engine, paths: tuple[str, ...]) -> None:
+    """Apply every experiment of these files. Raises InvalidArgument for a file that cannot be read."""
+    for path in paths:
+        for loaded in spec.load_file(Path(path)):
+            record, created, changed = engine.commands.apply(loaded.experiment, actor="server", reason=f"loaded from {path}")
+            log.info("spec.loaded", experiment=record.name, created=created, changed=changed, state=record.status.state.value)
+
+
+def serve_metrics(listen: str, registry: CollectorRegistry, ready: Callable[[], bool]) -> WSGIServer:
+    """`/metrics`, `/livez` and `/readyz` over HTTP, in a thread of their own."""
+    metrics_app = make_wsgi_app(registry)
+
+    def app(environ: dict, start_response: Callable) -> list[bytes]:  # type: ignore[type-arg]
+        path = environ.get("PATH_INFO", "")
+        if path == "/metrics":
+            return metrics_app(environ, start_response)
+        found = {"/livez": True, "/readyz": path == "/readyz" and ready()}.get(path)
+        status = "404 Not Found" if found is None else "200 OK" if found else "503 Service Unavailable"
+        start_response(status, [("Content-Type", "text/plain; charset=utf-8")])
+        return [status.partition(" ")[2].lower().encode() + b"\n"]
+
+    class Quiet(WSGIRequestHandler):
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    host, _, port = listen.rpartition(":")
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+
+    class Web(WSGIServer):
+        address_family = family
+        daemon_threads = True
+
+    try:
+        web = Web((host.strip("[]"), int(port)), Quiet)
+    except OSError as exc:
+        raise Unavailable(f"cannot listen on {listen} for metrics: {exc.strerror}", reason="ADDRESS_IN_USE", listen=listen) from exc
+    web.set_app(app)
+    threading.Thread(target=web.serve_forever, name="metrics", daemon=True).start()
+    return web
+
+
+async def _serve(config: Config) -> None:
+    server = Server(config)
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopping.set)
+    await server.start()
+    await stopping.wait()
+    await server.stop()
+
+
+def serve(config: Config) -> None:
+    """Serve until SIGTERM or SIGINT. Raises AllocatorError when the server cannot start."""
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(_serve(config))

@@ -1,0 +1,144 @@
+"""Every Prometheus name. The registry is handed in.
+
+Labels never hold a unit or anything else that callers choose freely; experiments beyond the first 500 share the label `_other`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+from allocator.core.assignment import SLOTS
+from allocator.core.decision import Decision
+from allocator.core.lifecycle import State
+from allocator.core.plan import entry_of
+from allocator.core.record import Record
+from allocator.engine.planner import Planned
+
+MAX_EXPERIMENTS = 500
+OTHER = "_other"
+FAST = (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 5e-2, 0.1, 1.0)
+SLOW = (5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
+
+
+class Metrics:
+    """The metrics of one server."""
+
+    def __init__(self, registry: CollectorRegistry, age: Callable[[], float]) -> None:
+        self.registry = registry
+        self._experiments: dict[str, str] = {}
+        self._decided: dict[tuple[str, str, int], Counter] = {}
+        self.decisions = Counter(
+            "allocator_decisions", "Decisions made.", ["experiment", "arm", "reason"], registry=registry
+        )
+        self.decision_duration = Histogram(
+            "allocator_decision_duration_seconds",
+            "Time from a parsed Decide request to its answer, without transport.",
+            buckets=FAST,
+            registry=registry,
+        )
+        self.outcomes = Counter("allocator_outcomes", "Outcomes reported, by what became of them.", ["result"], registry=registry)
+        self.commit_duration = Histogram(
+            "allocator_ingest_commit_duration_seconds",
+            "Time from a report to its durable commit.",
+            buckets=SLOW,
+            registry=registry,
+        )
+        self.exposure = Gauge(
+            "allocator_exposure_ratio", "Share of an experiment's decisions that an arm received.", ["experiment", "arm"], registry=registry
+        )
+        self.exposure_cap = Gauge(
+            "allocator_exposure_cap_ratio", "Largest share that a candidate may receive now.", ["experiment", "arm"], registry=registry
+        )
+        self.weight = Gauge("allocator_weight_ratio", "Planned share of an arm.", ["experiment", "arm"], registry=registry)
+        self.prob_best = Gauge("allocator_prob_best_ratio", "Probability that an arm is the best.", ["experiment", "arm"], registry=registry)
+        self.evidence = Gauge(
+            "allocator_guardrail_evidence_ratio",
+            "Evidence of a guardrail (natural log) over what a breach needs; 1 or more is a breach.",
+            ["experiment", "arm", "guardrail"],
+            registry=registry,
+        )
+        self.state = Gauge(
+            "allocator_experiment_state", "1 for the state that an experiment is in.", ["experiment", "state"], registry=registry
+        )
+        self.stage = Gauge("allocator_experiment_stage", "Index of the ramp stage.", ["experiment"], registry=registry)
+        self.plan_duration = Histogram(
+            "allocator_plan_duration_seconds", "Time to plan one experiment.", buckets=SLOW, registry=registry
+        )
+        self.rpcs = Counter("allocator_rpcs", "Calls answered, by method and status code.", ["method", "code"], registry=registry)
+        self.watchers = Gauge("allocator_snapshot_watchers", "Open WatchSnapshots streams.", registry=registry)
+        snapshot_age = Gauge(
+            "allocator_snapshot_age_seconds", "Seconds since the planner last confirmed the snapshot.", registry=registry
+        )
+        snapshot_age.set_function(lambda: age() if math.isfinite(age()) else -1.0)
+        Gauge("allocator_build_info", "1, labelled by version.", ["version"], registry=registry).labels(_version()).set(1)
+
+    def label(self, experiment: str) -> str:
+        """The experiment's label; the first 500 have their own."""
+        known = self._experiments.get(experiment)
+        if known is None:
+            known = experiment if len(self._experiments) < MAX_EXPERIMENTS else OTHER
+            if known is not OTHER:
+                self._experiments[experiment] = known
+        return known
+
+    def decided(self, experiment: str, decision: Decision, count: int = 1) -> None:
+        """Count a decision."""
+        key = (experiment, decision.arm, decision.reason)
+        child = self._decided.get(key)
+        if child is None:
+            if len(self._decided) > 100_000:
+                self._decided.clear()
+            child = self._decided[key] = self.decisions.labels(self.label(experiment), decision.arm, decision.reason.name)
+        child.inc(count)
+
+    def planned(self, planned: Planned) -> None:
+        """Take over what a plan says."""
+        record, plan = planned.record, planned.plan
+        self.plan_duration.observe(planned.duration_seconds)
+        label = self.label(record.name)
+        if label is OTHER:
+            return
+        experiment = record.experiment
+        self._record_state(record, label, plan.status.state, plan.status.stage)
+        total = max(int(plan.exposures.sum()), 1)
+        entry = entry_of(record)
+        cap = min(entry.cap, entry.cap_per_candidate)
+        for index, arm in enumerate(experiment.arms):
+            self.exposure.labels(label, arm.name).set(plan.exposures[index] / total)
+            if index != experiment.incumbent:
+                self.exposure_cap.labels(label, arm.name).set(cap)
+            self.prob_best.labels(label, arm.name).set(plan.learned[0].best.prob_best[index])
+            if entry.only is not None:
+                self.weight.labels(label, arm.name).set(float(index == entry.only[0]))
+            elif entry.tables:
+                served = entry.tables[0].served
+                self.weight.labels(label, arm.name).set(served[index] / SLOTS if index < len(served) else 0.0)
+        worst: dict[tuple[str, str], float] = {}
+        for finding in plan.findings:
+            if finding.arm != experiment.incumbent:
+                key = (experiment.arms[finding.arm].name, finding.guardrail)
+                worst[key] = max(worst.get(key, -math.inf), finding.log_evidence / finding.log_threshold)
+        for (arm_name, guardrail), ratio in worst.items():
+            self.evidence.labels(label, arm_name, guardrail).set(ratio)
+
+    def written(self, record: Record) -> None:
+        """A record was stored: its state."""
+        label = self.label(record.name)
+        if label is not OTHER:
+            self._record_state(record, label, record.status.state, record.status.stage)
+
+    def _record_state(self, record: Record, label: str, state: State, stage: int) -> None:
+        for each in State:
+            self.state.labels(label, each.value).set(float(each is state))
+        self.stage.labels(label).set(stage)
+
+
+def _version() -> str:
+    try:
+        return version("allocator")
+    except PackageNotFoundError:
+        return "unknown"

@@ -1,0 +1,330 @@
+"""Both services: convert, call, convert.
+
+In: messages. Out: messages. `Decide` reads the snapshot and this process's own counts, nothing else; whatever waits for the store runs in
+threads, so that a slow disk never holds a decision up.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+from google.protobuf.duration_pb2 import Duration
+
+from allocator.core.assignment import SLOTS
+from allocator.core.audit import first_broken
+from allocator.core.decision import check_unit
+from allocator.core.outcome import Outcome
+from allocator.core.record import Record
+from allocator.core.snapshot import Entry, full_name
+from allocator.engine.engine import Engine
+from allocator.errors import AllocatorError, InvalidArgument, NotFound
+from allocator.server.metrics import Metrics
+from allocator.v1 import allocator_pb2 as pb
+from allocator.v1 import allocator_service_pb2 as service_pb
+from allocator.v1 import operator_service_pb2 as operator_pb
+from allocator.wire import convert, snapshots
+from allocator.wire.description import description_to_message
+
+MAX_UNITS = 10_000
+MAX_ATTRIBUTES = 64
+DEFAULT_PAGE, MAX_PAGE = 50, 1000
+HEARTBEAT_SECONDS = 1.0
+CHUNK_BYTES = 512 * 1024
+STATUSES = dict(pb.OutcomeStatus.items())
+
+T = TypeVar("T")
+
+
+class AllocatorServicer:
+    """For serving systems."""
+
+    def __init__(self, engine: Engine, metrics: Metrics, threads: ThreadPoolExecutor) -> None:
+        self._engine = engine
+        self._metrics = metrics
+        self._threads = threads
+        self._live = engine.live
+        self._now = engine.clock.now
+        self._monotonic = engine.clock.monotonic
+        self._entropy = engine.entropy.bytes
+        self._observe = metrics.decision_duration.observe
+        self.draining = asyncio.Event()
+
+    async def decide(self, request: service_pb.DecideRequest) -> bytes:
+        """Decide."""
+        started = self._monotonic()
+        entry = self._entry(request.experiment)
+        attributes = request.attributes
+        if len(attributes) > MAX_ATTRIBUTES:
+            raise InvalidArgument.of_field("attributes", f"got {len(attributes)}; at most {MAX_ATTRIBUTES} are allowed")
+        decision = self._engine.decider.decide(
+            entry,
+            check_unit(request.unit),
+            attributes,
+            self._now(),
+            self._entropy(8),
+            stale=started - self._live.confirmed > entry.lease_seconds,
+        )
+        self._metrics.decided(entry.experiment, decision)
+        reply = service_pb.DecideResponse(decision=snapshots.decision_to_message(decision)).SerializeToString()
+        self._observe(self._monotonic() - started)
+        return reply
+
+    async def batch_decide(self, request: service_pb.BatchDecideRequest) -> service_pb.BatchDecideResponse:
+        """BatchDecide."""
+        entry = self._entry(request.experiment)
+        if len(request.units) > MAX_UNITS:
+            raise InvalidArgument.of_field(
+                "units", f"got {len(request.units)}; at most {MAX_UNITS} are allowed", reason="BATCH_TOO_LARGE"
+            )
+        units = [_unit(index, unit) for index, unit in enumerate(request.units)]
+        now, stale, attributes = self._now(), self._live.stale(entry), dict(request.attributes)
+        nonces = self._entropy(8 * len(units))
+        index_of = {name: index for index, name in enumerate(entry.arms)}
+        reply = service_pb.BatchDecideResponse(
+            arms=entry.arms, snapshot_version=entry.version, incumbent_index=entry.incumbent
+        )
+        made = [
+            self._engine.decider.decide(entry, unit, attributes, now, nonces[8 * i : 8 * i + 8], stale=stale)
+            for i, unit in enumerate(units)
+        ]
+        reply.arm_index.extend(index_of[decision.arm] for decision in made)
+        reply.slots.extend(int(decision.propensity * SLOTS) for decision in made)
+        reply.reasons.extend(decision.reason for decision in made)
+        reply.ids.extend(decision.id for decision in made)
+        if entry.shadow_arms:
+            reply.shadow_arms.extend(decision.shadow_arm for decision in made)
+        if made:
+            reply.segment = made[0].segment
+        for decision in made:
+            self._metrics.decided(entry.experiment, decision)
+        return reply
+
+    async def report_outcomes(self, request: service_pb.ReportOutcomesRequest) -> service_pb.ReportOutcomesResponse:
+        """ReportOutcomes."""
+        outcomes = [
+            Outcome(o.decision_id, o.reward if o.HasField("reward") else None, dict(o.metrics)) for o in request.outcomes
+        ]
+        exposures = self._engine.decider.take()
+        started = self._monotonic()
+        try:
+            results = await self._in_thread(self._engine.ingest.report, outcomes, exposures)
+        except AllocatorError:
+            self._engine.decider.give_back(exposures)
+            self._metrics.outcomes.labels("ERROR").inc(len(outcomes))
+            raise
+        self._metrics.commit_duration.observe(self._monotonic() - started)
+        reply = service_pb.ReportOutcomesResponse()
+        for result in results:
+            reply.results.add(
+                status=STATUSES[f"OUTCOME_STATUS_{result.status.value}"], reason=result.reason, message=result.message
+            )
+            self._metrics.outcomes.labels(result.status.value).inc()
+        return reply
+
+    async def flush_exposures(self) -> None:
+        """Store the exposures that no report has taken along."""
+        exposures = self._engine.decider.take()
+        if not exposures:
+            return
+        try:
+            await self._in_thread(self._engine.ingest.report, (), exposures)
+        except AllocatorError:
+            self._engine.decider.give_back(exposures)
+            raise
+
+    async def watch_snapshots(self, request: service_pb.WatchSnapshotsRequest) -> AsyncIterator[service_pb.WatchSnapshotsResponse]:
+        """WatchSnapshots."""
+        loop = asyncio.get_running_loop()
+        changed = asyncio.Event()
+        stop = self._live.listen(lambda: loop.call_soon_threadsafe(changed.set))
+        namespaces = frozenset(request.namespaces)
+        sequence, begun = 0, False
+        self._metrics.watchers.inc()
+        try:
+            while not self.draining.is_set():
+                changed.clear()
+                snapshot, entries, removed, full = self._live.changes_since(sequence)
+                full = full and (not begun or snapshot.sequence != sequence)
+                begun, sequence = True, snapshot.sequence
+                for change in self._changes(sequence, entries, removed, full, namespaces):
+                    yield service_pb.WatchSnapshotsResponse(change=change)
+                try:
+                    await asyncio.wait_for(changed.wait(), HEARTBEAT_SECONDS)
+                except TimeoutError:
+                    beat = service_pb.Heartbeat(sequence=sequence, age=self._age())
+                    yield service_pb.WatchSnapshotsResponse(heartbeat=beat)
+        finally:
+            self._metrics.watchers.dec()
+            stop()
+
+    def _changes(
+        self, sequence: int, entries: list[Entry], removed: list[str], full: bool, namespaces: frozenset[str]
+    ) -> list[service_pb.SnapshotChange]:
+        """The change in pieces that no message limit minds."""
+        pieces = [service_pb.SnapshotChange(sequence=sequence, removed=removed, full=full, age=self._age())]
+        size = 0
+        for entry in entries:
+            if namespaces and entry.experiment.partition("/")[0] not in namespaces:
+                continue
+            message = snapshots.entry_to_message(entry)
+            if size and size + message.ByteSize() > CHUNK_BYTES:
+                pieces.append(service_pb.SnapshotChange(sequence=sequence, full=full, age=self._age()))
+                size = 0
+            size += message.ByteSize()
+            pieces[-1].entries.append(message)
+        pieces[-1].complete = True
+        return pieces if full or removed or pieces[0].entries else []
+
+    def _entry(self, experiment: str) -> Entry:
+        entries = self._live.snapshot.entries
+        entry = entries.get(experiment) or entries.get(full_name(experiment))
+        if entry is None:
+            if not experiment:
+                raise InvalidArgument.of_field("experiment", "got nothing; the name of an experiment is needed")
+            raise NotFound(f"there is no experiment {experiment[:200]!r}", reason="UNKNOWN_EXPERIMENT", experiment=experiment)
+        return entry
+
+    def _age(self) -> Duration:
+        duration = Duration()
+        duration.FromMilliseconds(int(min(self._live.age(), 1e9) * 1000))
+        return duration
+
+    async def _in_thread(self, function: Callable[..., T], *arguments: Any) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, function, *arguments)
+
+
+class OperatorServicer:
+    """For people and pipelines. Every method runs in a thread: it may wait for the store."""
+
+    def __init__(self, engine: Engine, threads: ThreadPoolExecutor) -> None:
+        self._engine = engine
+        self._commands = engine.commands
+        self._threads = threads
+
+    async def apply_experiment(self, request: operator_pb.ApplyExperimentRequest) -> operator_pb.ApplyExperimentResponse:
+        """ApplyExperiment."""
+
+        def apply() -> operator_pb.ApplyExperimentResponse:
+            record, created, changed = self._commands.apply(
+                convert.experiment_from_message(request.experiment),
+                actor=_actor(request.actor),
+                reason=request.reason,
+                etag=request.etag or None,
+                request_id=request.request_id,
+                validate_only=request.validate_only,
+                etag_of=convert.etag,
+            )
+            return operator_pb.ApplyExperimentResponse(experiment=convert.record_to_message(record), created=created, changed=changed)
+
+        return await self._in_thread(apply)
+
+    async def get_experiment(self, request: operator_pb.GetExperimentRequest) -> operator_pb.GetExperimentResponse:
+        """GetExperiment."""
+        return operator_pb.GetExperimentResponse(experiment=convert.record_to_message(self._engine.registry.get(request.experiment)))
+
+    async def list_experiments(self, request: operator_pb.ListExperimentsRequest) -> operator_pb.ListExperimentsResponse:
+        """ListExperiments, by name; the page token is the last name of the page before."""
+        size = _page_size(request.page_size)
+        names = [
+            record
+            for record in self._engine.registry.all()
+            if record.name > request.page_token and (not request.namespace or record.experiment.namespace == request.namespace)
+        ]
+        reply = operator_pb.ListExperimentsResponse(experiments=[convert.record_to_message(record) for record in names[:size]])
+        if len(names) > size:
+            reply.next_page_token = names[size - 1].name
+        return reply
+
+    async def describe_experiment(self, request: operator_pb.DescribeExperimentRequest) -> operator_pb.DescribeExperimentResponse:
+        """DescribeExperiment."""
+        return await self._in_thread(lambda: description_to_message(self._engine.describe(request.experiment)))
+
+    async def start_experiment(self, request: operator_pb.StartExperimentRequest) -> operator_pb.StartExperimentResponse:
+        """StartExperiment."""
+        record = await self._command(self._commands.start, request)
+        return operator_pb.StartExperimentResponse(experiment=convert.record_to_message(record))
+
+    async def approve_experiment(self, request: operator_pb.ApproveExperimentRequest) -> operator_pb.ApproveExperimentResponse:
+        """ApproveExperiment."""
+        record = await self._command(self._commands.approve, request)
+        return operator_pb.ApproveExperimentResponse(experiment=convert.record_to_message(record))
+
+    async def advance_experiment(self, request: operator_pb.AdvanceExperimentRequest) -> operator_pb.AdvanceExperimentResponse:
+        """AdvanceExperiment."""
+        stage = request.stage if request.HasField("stage") else None
+        record = await self._command(self._commands.advance, request, stage=stage)
+        return operator_pb.AdvanceExperimentResponse(experiment=convert.record_to_message(record))
+
+    async def freeze_experiment(self, request: operator_pb.FreezeExperimentRequest) -> operator_pb.FreezeExperimentResponse:
+        """FreezeExperiment."""
+        record = await self._command(self._commands.freeze, request)
+        return operator_pb.FreezeExperimentResponse(experiment=convert.record_to_message(record))
+
+    async def resume_experiment(self, request: operator_pb.ResumeExperimentRequest) -> operator_pb.ResumeExperimentResponse:
+        """ResumeExperiment."""
+        record = await self._command(self._commands.resume, request)
+        return operator_pb.ResumeExperimentResponse(experiment=convert.record_to_message(record))
+
+    async def rollback_experiment(self, request: operator_pb.RollbackExperimentRequest) -> operator_pb.RollbackExperimentResponse:
+        """RollbackExperiment."""
+        record = await self._command(self._commands.rollback, request)
+        return operator_pb.RollbackExperimentResponse(experiment=convert.record_to_message(record))
+
+    async def conclude_experiment(self, request: operator_pb.ConcludeExperimentRequest) -> operator_pb.ConcludeExperimentResponse:
+        """ConcludeExperiment."""
+        record = await self._command(self._commands.conclude, request, winner=request.winner)
+        return operator_pb.ConcludeExperimentResponse(experiment=convert.record_to_message(record))
+
+    async def list_audit_records(self, request: operator_pb.ListAuditRecordsRequest) -> operator_pb.ListAuditRecordsResponse:
+        """ListAuditRecords, oldest first; the page token is the last sequence of the page before."""
+        size = _page_size(request.page_size)
+        if request.page_token and not request.page_token.isdigit():
+            raise InvalidArgument.of_field("page_token", f"got {request.page_token[:40]!r}; a token from an earlier answer is allowed")
+        after = int(request.page_token or 0)
+        name = full_name(request.experiment) if request.experiment else None
+        records = await self._in_thread(lambda: self._engine.store.audit(after, size + 1, name))
+        reply = operator_pb.ListAuditRecordsResponse(records=[convert.audit_to_message(record) for record in records[:size]])
+        if len(records) > size:
+            reply.next_page_token = str(records[size - 1].sequence)
+        return reply
+
+    async def verify_audit_records(self, request: operator_pb.VerifyAuditRecordsRequest) -> operator_pb.VerifyAuditRecordsResponse:
+        """VerifyAuditRecords."""
+
+        def verify() -> operator_pb.VerifyAuditRecordsResponse:
+            records, page = [], self._engine.store.audit()
+            while page:
+                records += page
+                page = self._engine.store.audit(records[-1].sequence)
+            broken = first_broken(records)
+            return operator_pb.VerifyAuditRecordsResponse(
+                intact=broken == 0, records=len(records), first_broken=broken, head=records[-1].digest if records else ""
+            )
+
+        return await self._in_thread(verify)
+
+    async def _command(self, command: Callable[..., Record], request: Any, **more: Any) -> Record:
+        return await self._in_thread(lambda: command(request.experiment, actor=_actor(request.actor), reason=request.reason, **more))
+
+    async def _in_thread(self, function: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, function)
+
+
+def _unit(index: int, unit: str) -> bytes:
+    try:
+        return check_unit(unit)
+    except InvalidArgument as exc:
+        raise InvalidArgument.of_field(f"units[{index}]", exc.violations[0].message, reason=exc.reason) from exc
+
+
+def _actor(actor: str) -> str:
+    return actor or "anonymous"
+
+
+def _page_size(asked: int) -> int:
+    if asked < 0:
+        raise InvalidArgument.of_field("page_size", f"got {asked}; a number of at least 0 is allowed")
+    return min(asked or DEFAULT_PAGE, MAX_PAGE)

@@ -1,0 +1,116 @@
+"""Decisions and rows of the snapshot ↔ messages. Loads neither numpy nor the rest of the core: the client lives on this."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from google.protobuf.struct_pb2 import ListValue
+
+from allocator.core.decision import Decision, Reason
+from allocator.core.lifecycle import State
+from allocator.core.snapshot import Entry, Table
+from allocator.v1 import allocator_pb2 as pb
+from allocator.wire.enums import from_number, to_number
+from allocator.wire.scalars import duration, fill_match, match_from_message, seconds_of
+
+
+def decision_to_message(decision: Decision) -> pb.Decision:
+    """A decision as a message."""
+    return pb.Decision(
+        arm=decision.arm,
+        propensity=decision.propensity,
+        reason=int(decision.reason),
+        id=decision.id,
+        snapshot_version=decision.snapshot_version,
+        model_uri=decision.model_uri,
+        incumbent=decision.incumbent,
+        shadow_arm=decision.shadow_arm,
+        segment=decision.segment,
+    )
+
+
+def decision_from_message(m: pb.Decision) -> Decision:
+    """A decision as its caller gets it. A reason that this version does not know counts as ALLOCATED."""
+    reason = Reason(m.reason) if m.reason in _REASONS else Reason.ALLOCATED
+    return Decision(m.arm, m.propensity, reason, m.id, m.snapshot_version, m.model_uri, m.incumbent, m.shadow_arm, m.segment)
+
+
+_REASONS = frozenset(Reason)
+
+
+def entry_to_message(entry: Entry) -> pb.SnapshotEntry:
+    """A row of the snapshot as a message."""
+    m = pb.SnapshotEntry(
+        experiment=entry.experiment,
+        uid=entry.uid.hex(),
+        version=entry.version,
+        state=to_number(State[entry.state]),
+        assignment=pb.ASSIGNMENT_STICKY if entry.sticky else pb.ASSIGNMENT_PER_REQUEST,
+        salt=entry.salt,
+        incumbent=entry.incumbent,
+        shadow_arms=entry.shadow_arms,
+        activation=entry.activation,
+        strict=entry.strict,
+        cap=entry.cap,
+        cap_per_candidate=entry.cap_per_candidate,
+        burst=entry.burst,
+        counted=entry.counted,
+        first_only=entry.first_only,
+    )
+    for index, (name, uri) in enumerate(zip(entry.arms, entry.model_uris, strict=True)):
+        state = pb.ARM_STATE_DRAINED if entry.drained >> index & 1 else pb.ARM_STATE_ACTIVE
+        m.arms.add(name=name, model_uri=uri, state=state)
+    for table in entry.tables:
+        m.tables.add(ends=table.ends, owners=table.owners, served=table.served)
+    for name, match in zip(entry.segment_names, entry.segments, strict=False):
+        fill_match(m.segments.add(name=name).match, {key: sorted(values) for key, values in match.items()})
+    if entry.target:
+        fill_match(m.target.match, {key: sorted(values) for key, values in entry.target.items()})
+    if entry.opt_out:
+        m.opt_out.attribute = entry.opt_out
+    for unit, arm in entry.pins.items():
+        m.pins[unit.decode("utf-8", "surrogatepass")] = entry.arms[arm]
+    if entry.only is not None:
+        m.only_arm, m.only_reason = entry.only[0] + 1, entry.only[1]
+    for field, seconds in (("lease", entry.lease_seconds), ("window", entry.window_seconds), ("bucket", entry.bucket_seconds)):
+        getattr(m, field).CopyFrom(duration(seconds))
+    return m
+
+
+def entry_from_message(m: pb.SnapshotEntry) -> Entry:
+    """A row of the snapshot as a decider reads it."""
+    arms = tuple(arm.name for arm in m.arms)
+    return Entry(
+        experiment=m.experiment,
+        uid=bytes.fromhex(m.uid),
+        version=m.version,
+        state=from_number(State, m.state, State.DRAFT).value,
+        sticky=m.assignment != pb.ASSIGNMENT_PER_REQUEST,
+        salt=m.salt,
+        arms=arms,
+        model_uris=tuple(arm.model_uri for arm in m.arms),
+        incumbent=m.incumbent,
+        tables=tuple(Table(tuple(t.ends), tuple(t.owners), tuple(t.served)) for t in m.tables),
+        only=(m.only_arm - 1, m.only_reason) if m.only_arm else None,
+        drained=sum(1 << index for index, arm in enumerate(m.arms) if arm.state == pb.ARM_STATE_DRAINED),
+        counted=m.counted,
+        shadow_arms=tuple(m.shadow_arms),
+        activation=m.activation,
+        segment_names=(*(segment.name for segment in m.segments), "other"),
+        segments=tuple(_frozen(segment.match) for segment in m.segments),
+        target=_frozen(m.target.match),
+        opt_out=m.opt_out.attribute,
+        pins={unit.encode("utf-8", "surrogatepass"): arms.index(arm) for unit, arm in m.pins.items()},
+        lease_seconds=seconds_of(m.lease),
+        window_seconds=seconds_of(m.window),
+        bucket_seconds=seconds_of(m.bucket),
+        first_only=m.first_only,
+        strict=m.strict,
+        cap=m.cap,
+        cap_per_candidate=m.cap_per_candidate,
+        burst=m.burst,
+    )
+
+
+def _frozen(match: Mapping[str, ListValue]) -> dict[str, frozenset[str]]:
+    return {attribute: frozenset(values) for attribute, values in match_from_message(match).items()}
