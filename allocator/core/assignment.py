@@ -22,6 +22,7 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
+from itertools import pairwise
 
 from allocator.errors import InvalidArgument
 
@@ -43,11 +44,9 @@ class Layout:
 
     def __post_init__(self) -> None:
         ends, owners = self.ends, self.owners
-        if not ends or ends[-1] != SLOTS or ends[0] < 1 or any(a >= b for a, b in zip(ends, ends[1:], strict=False)):
-            raise InvalidArgument.of_field(
-                "layout.ends", f"got {_brief(ends)}; rising ends of runs are allowed, the last of them {SLOTS}"
-            )
-        if len(owners) != len(ends) or min(owners) < 0 or any(a == b for a, b in zip(owners, owners[1:], strict=False)):
+        if not ends or ends[-1] != SLOTS or ends[0] < 1 or any(a >= b for a, b in pairwise(ends)):
+            raise InvalidArgument.of_field("layout.ends", f"got {_brief(ends)}; rising ends of runs are allowed, the last of them {SLOTS}")
+        if len(owners) != len(ends) or min(owners) < 0 or any(a == b for a, b in pairwise(owners)):
             raise InvalidArgument.of_field(
                 "layout.owners",
                 f"got {_brief(owners)}; an arm index for each of {len(ends)} runs is allowed, no two alike in a row",
@@ -150,9 +149,9 @@ def _shift_borders(runs: list[list[int]], lack: list[int]) -> None:
     while True:
         short = -1
         for index, (arm, length) in enumerate(runs):
-            if lack[arm] < 0 and (short < 0 or length < runs[short][1]):
-                if any(lack[runs[side][0]] > 0 for side in _sides(runs, index)):
-                    short = index
+            shorter = lack[arm] < 0 and (short < 0 or length < runs[short][1])
+            if shorter and any(lack[runs[side][0]] > 0 for side in _sides(runs, index)):
+                short = index
         if short < 0:
             return
         giver = runs[short]
@@ -210,9 +209,7 @@ def _layout(runs: list[list[int]]) -> Layout:
 
 def _check_slots(slots: Sequence[int]) -> None:
     if any(type(count) is not int or count < 0 for count in slots) or sum(slots) != SLOTS:
-        raise InvalidArgument.of_field(
-            "slots", f"got {_brief(slots)}; whole numbers of at least 0 that sum to {SLOTS} are allowed"
-        )
+        raise InvalidArgument.of_field("slots", f"got {_brief(slots)}; whole numbers of at least 0 that sum to {SLOTS} are allowed")
 
 
 def _brief(values: Sequence[object]) -> str:

@@ -88,9 +88,7 @@ def chance_of_more(posterior: Posterior, arm: int, gain: float, eligible: ArrayL
     return _chance(family, contest, index, step, maximise)
 
 
-def value_remaining(
-    posterior: Posterior, arm: int, level: float = 0.95, eligible: ArrayLike | None = None, maximise: bool = True
-) -> float:
+def value_remaining(posterior: Posterior, arm: int, level: float = 0.95, eligible: ArrayLike | None = None, maximise: bool = True) -> float:
     """The gain that the other arms exceed with probability 1 - `level`: the `level` quantile of the potential value remaining.
 
     Scott's rule stops an experiment when this is below, say, 0.01 for the leading arm. It is a rule for deciding, not a bound on error.

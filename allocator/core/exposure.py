@@ -76,9 +76,7 @@ def allowed(
     return result
 
 
-def to_slots(
-    weights: ArrayLike, floors: ArrayLike, incumbent: int, cap: float = 1.0, per_candidate: ArrayLike = 1.0
-) -> tuple[int, ...]:
+def to_slots(weights: ArrayLike, floors: ArrayLike, incumbent: int, cap: float = 1.0, per_candidate: ArrayLike = 1.0) -> tuple[int, ...]:
     """How many of the 65,536 slots each arm owns, by rounding that no cap notices.
 
     weights: float64 (arms,) out of `allowed`; floors, cap, per_candidate: the same as there. A candidate is rounded

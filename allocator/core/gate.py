@@ -51,9 +51,7 @@ class CapGate:
         "_total_credit", "_total_opens", "_total_rate", "_total_seen",
     )  # fmt: skip
 
-    def __init__(
-        self, incumbent: int, caps: Sequence[float], total: float, burst: float = 50.0, *, restarted: bool = False
-    ) -> None:
+    def __init__(self, incumbent: int, caps: Sequence[float], total: float, burst: float = 50.0, *, restarted: bool = False) -> None:
         violations = _shares(caps, total)
         if not 0 <= incumbent < len(caps):
             message = f"got {incumbent}; the index of one of {len(caps)} arms is allowed"

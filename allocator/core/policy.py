@@ -209,9 +209,7 @@ def _distribution(field: str, values: ArrayLike) -> Floats:
 def _able(eligible: ArrayLike | None, arms: int) -> NDArray[np.bool_]:
     able = np.ones(arms, dtype=np.bool_) if eligible is None else np.asarray(eligible)
     if able.dtype != np.bool_ or able.shape != (arms,) or not able.any():
-        raise InvalidArgument.of_field(
-            "eligible", f"got {eligible!r}; true or false for each of {arms} arms is allowed, not all false"
-        )
+        raise InvalidArgument.of_field("eligible", f"got {eligible!r}; true or false for each of {arms} arms is allowed, not all false")
     return able
 
 

@@ -229,9 +229,7 @@ def _gamma(priors: Sequence[Prior], sums: Sums, shift: float, unit: float) -> tu
     return _field(priors, "shape") + sums.total, _field(priors, "rate") + sums.count
 
 
-def _normal_inverse_gamma(
-    priors: Sequence[Prior], sums: Sums, shift: float, unit: float
-) -> tuple[Floats, Floats, Floats, Floats]:
+def _normal_inverse_gamma(priors: Sequence[Prior], sums: Sums, shift: float, unit: float) -> tuple[Floats, Floats, Floats, Floats]:
     _between("shift", shift, -_MOST_MEAN, _MOST_MEAN)
     _between("unit", unit, _SMALLEST, _LARGEST)
     n = sums.count

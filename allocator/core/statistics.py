@@ -205,9 +205,7 @@ def sums_of(statistics: Statistics, stream: int, segment: int | None = None) -> 
     )
 
 
-def discounted(
-    statistics: Statistics, stream: int, bucket_now: int, half_life_buckets: float, segment: int | None = None
-) -> Sums:
+def discounted(statistics: Statistics, stream: int, bucket_now: int, half_life_buckets: float, segment: int | None = None) -> Sums:
     """One stream of each arm, a bucket that is k half-lives old counted at 2**-k; a bucket from the future counts whole.
 
     half_life_buckets: above 0, in buckets; infinity discounts nothing. For the posterior alone: evidence from discounted counts is not
@@ -224,10 +222,10 @@ def discounted(
 def matured(exposures: Sums, reported: Sums, missing: float) -> Sums:
     """The outcomes reported, and one of value `missing` for each exposure whose window has closed without a report.
 
-    exposures: only those whose window has closed; their count is used. reported: their outcomes, in counted units like `missing`. With fewer
-    exposures than reports, as when a server lost its exposure counts with its life, the reports stand and nothing is subtracted.
-    Pending exposures belong in neither: counting them as failures holds young arms down, and leaving out closed ones favours
-    whatever reports fast.
+    exposures: only those whose window has closed; their count is used. reported: their outcomes, in counted units like `missing`.
+    With fewer exposures than reports, as when a server lost its exposure counts with its life, the reports stand and nothing is
+    subtracted. Pending exposures belong in neither: counting them as failures holds young arms down, and leaving out closed ones
+    favours whatever reports fast.
     """
     if not math.isfinite(missing):
         raise InvalidArgument(f"missing: got {missing}; a finite number is allowed", field="missing")

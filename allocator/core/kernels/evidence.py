@@ -220,7 +220,7 @@ def _log_incomplete_gamma(z, x):
         total += term
         if total > 1e200:
             term, total, scale = term * 1e-200, total * 1e-200, scale + 200.0 * math.log(10.0)
-        if z + k > x and term * (z + k) < 1e-16 * total * (z + k - x):
+        if term * (z + k) < 1e-16 * total * (z + k - x):  # the rest is below term (z+k) / (z+k-x): a geometric sum
             return scale + math.log(total)
 
 

@@ -285,7 +285,7 @@ def _layout(family, parameters):
         scale[j] = _scale(family, parameters[0, j], parameters[1, j])
         low[j] = -_reach(family, shape[j], scale[j], -1.0)
         high[j] = _reach(family, shape[j], scale[j], 1.0)
-        if family == BETA or family == GAMMA:
+        if family in (BETA, GAMMA):
             mode[j] = math.log(parameters[0, j] / parameters[1, j])
         elif family == GAMMA_MIRRORED:
             mode[j] = -math.log(parameters[0, j] / parameters[1, j])
@@ -295,7 +295,7 @@ def _layout(family, parameters):
             base = j
     offset = np.empty(arms)
     for j in range(arms):
-        if family == NORMAL or family == STUDENT:
+        if family in (NORMAL, STUDENT):
             offset[j] = mode[j] - mode[base]
         else:
             offset[j] = _log_ratio(parameters[0, j], parameters[0, base]) - _log_ratio(parameters[1, j], parameters[1, base])
@@ -324,7 +324,7 @@ def _shape(family, p, q, r):
         shape[2] = p + q
         shape[3] = 1.0 if p <= q else -1.0
         shape[4] = max(0.0, -math.log(shape[0]))
-    elif family == GAMMA or family == GAMMA_MIRRORED:
+    elif family in (GAMMA, GAMMA_MIRRORED):
         shape[0] = p
         shape[4] = max(0.0, 1.0 - math.log(p))
     elif family == NORMAL:
@@ -341,7 +341,7 @@ def _scale(family, p, q):
     """About one standard deviation along y."""
     if family == BETA:
         return min(_WIDEST, math.sqrt(1.0 / p + 1.0 / q))
-    if family == GAMMA or family == GAMMA_MIRRORED:
+    if family in (GAMMA, GAMMA_MIRRORED):
         return min(_WIDEST, 1.0 / math.sqrt(p))
     return q
 
@@ -492,7 +492,7 @@ def _slope(family, y):
 @njit(cache=True, nogil=True, fastmath=False, error_model="numpy")
 def _mean_gap(family, parameters, i, j):
     """Mean of arm i less mean of arm j."""
-    if family == NORMAL or family == STUDENT:
+    if family in (NORMAL, STUDENT):
         return parameters[0, i] - parameters[0, j]
     if family == BETA:
         return parameters[0, i] / (parameters[0, i] + parameters[1, i]) - parameters[0, j] / (parameters[0, j] + parameters[1, j])

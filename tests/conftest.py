@@ -1,0 +1,64 @@
+"""A clock that tests move, entropy that tests can repeat, and a small experiment."""
+
+from __future__ import annotations
+
+import hashlib
+
+import pytest
+
+from allocator.core.experiment import Arm, Experiment, Exposure, Guardrail, Reward
+
+START = 1_800_000_000.0
+
+
+class ManualClock:
+    """Time that moves when a test says so."""
+
+    def __init__(self, at: float = START) -> None:
+        self.at = at
+
+    def now(self) -> float:
+        return self.at
+
+    def monotonic(self) -> float:
+        return self.at
+
+    def pass_(self, seconds: float) -> None:
+        self.at += seconds
+
+
+class SeededEntropy:
+    """The same bytes for the same seed."""
+
+    def __init__(self, seed: int = 0) -> None:
+        self._seed = seed
+        self._count = 0
+
+    def bytes(self, count: int) -> bytes:
+        found = b""
+        while len(found) < count:
+            self._count += 1
+            found += hashlib.blake2b(f"{self._seed}/{self._count}".encode()).digest()
+        return found[:count]
+
+
+@pytest.fixture
+def clock() -> ManualClock:
+    return ManualClock()
+
+
+@pytest.fixture
+def entropy() -> SeededEntropy:
+    return SeededEntropy()
+
+
+def two_arms(**changes: object) -> Experiment:
+    """`old` (incumbent) and `new`, reward `click`, one guardrail on `error`."""
+    values: dict[str, object] = {
+        "name": "ranker",
+        "arms": (Arm("old", incumbent=True, model_uri="models:/ranker/1"), Arm("new", model_uri="models:/ranker/2")),
+        "reward": Reward("click"),
+        "exposure": Exposure(total=0.5),
+        "guardrails": (Guardrail("errors", "error", max=0.02),),
+    }
+    return Experiment.checked(**{**values, **changes})

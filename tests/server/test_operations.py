@@ -1,0 +1,132 @@
+"""What runs around the calls: health, reflection, metrics, settings, draining, listening."""
+
+from __future__ import annotations
+
+import asyncio
+import urllib.error
+import urllib.request
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+
+from allocator.errors import InvalidArgument, Unavailable
+from allocator.server.config import Config
+from allocator.server.main import Server
+from allocator.v1 import allocator_service_pb2 as service_pb
+from tests.server.test_end_to_end import started
+
+
+async def fetch(address: str, path: str) -> tuple[int, str]:
+    def get() -> tuple[int, str]:
+        try:
+            with urllib.request.urlopen(f"http://{address}{path}", timeout=10) as reply:
+                return reply.status, reply.read().decode()
+        except urllib.error.HTTPError as error:
+            return error.code, error.read().decode()
+
+    return await asyncio.to_thread(get)
+
+
+async def test_health_and_reflection_answer(running):
+    health = health_pb2_grpc.HealthStub(running.channel)
+    for service in ("", "allocator.v1.AllocatorService", "allocator.v1.OperatorService"):
+        reply = await health.Check(health_pb2.HealthCheckRequest(service=service))
+        assert reply.status == health_pb2.HealthCheckResponse.SERVING
+    stream = reflection_pb2_grpc.ServerReflectionStub(running.channel).ServerReflectionInfo()
+    await stream.write(reflection_pb2.ServerReflectionRequest(list_services=""))
+    names = {service.name for service in (await stream.read()).list_services_response.service}
+    assert {"allocator.v1.AllocatorService", "allocator.v1.OperatorService", "grpc.health.v1.Health"} <= names
+    stream.cancel()
+
+
+async def test_metrics_tell_what_happened_and_never_a_unit(running):
+    await started(running)
+    for i in range(200):
+        decision = await running.client.decide("ranker", f"secret-unit-{i}")
+        await running.client.report(decision.id, reward=1.0, metrics={"error": 0.0})
+    running.engine.planner.replan(running.engine.registry.get("ranker").uid)
+    await asyncio.to_thread(running.engine.planner.tick)
+    status, text = await fetch(running.server.metrics_address, "/metrics")
+    assert status == 200
+    assert "secret-unit" not in text
+    lines = [line for line in text.splitlines() if not line.startswith("#")]
+    value = {line.rpartition(" ")[0]: float(line.rpartition(" ")[2]) for line in lines}
+    made = sum(v for k, v in value.items() if k.startswith('allocator_decisions_total{arm="') and 'reason="ALLOCATED"' in k)
+    assert made == 200
+    assert value['allocator_outcomes_total{result="ACCEPTED"}'] == 200
+    assert value['allocator_experiment_state{experiment="default/ranker",state="RUNNING"}'] == 1
+    assert value['allocator_exposure_cap_ratio{arm="new",experiment="default/ranker"}'] == 0.5
+    exposed = value['allocator_exposure_ratio{arm="new",experiment="default/ranker"}']
+    assert 0.3 < exposed < 0.7
+    assert value["allocator_decision_duration_seconds_count"] == 200
+    assert value["allocator_ingest_commit_duration_seconds_count"] >= 200
+    assert 0 <= value["allocator_snapshot_age_seconds"] < 10
+    for name in ("allocator_weight_ratio", "allocator_prob_best_ratio", "allocator_guardrail_evidence_ratio"):
+        assert any(key.startswith(name) for key in value)
+
+
+async def test_the_web_address_says_alive_and_ready_and_nothing_else(running):
+    assert (await fetch(running.server.metrics_address, "/livez"))[0] == 200
+    assert (await fetch(running.server.metrics_address, "/readyz"))[0] == 200
+    assert (await fetch(running.server.metrics_address, "/etc/passwd"))[0] == 404
+
+
+async def test_calls_under_way_end_while_the_server_drains(running):
+    await started(running)
+    health = health_pb2_grpc.HealthStub(running.channel)
+    watching = running.allocator.WatchSnapshots(service_pb.WatchSnapshotsRequest())
+    await watching.read()
+    server = Server(Config(listen="127.0.0.1:0", metrics="", store="memory:", drain_seconds=0.2))
+    await server.start()
+    async with grpc.aio.insecure_channel(server.address) as channel:
+        stub = health_pb2_grpc.HealthStub(channel)
+        stream = stub.Watch(health_pb2.HealthCheckRequest(service=""))
+        assert (await stream.read()).status == health_pb2.HealthCheckResponse.SERVING
+        stopping = asyncio.create_task(server.stop())
+        assert (await stream.read()).status == health_pb2.HealthCheckResponse.NOT_SERVING
+        stream.cancel()
+        await stopping
+    assert (await health.Check(health_pb2.HealthCheckRequest(service=""))).status == health_pb2.HealthCheckResponse.SERVING
+    watching.cancel()
+
+
+async def test_a_second_server_on_the_same_port_is_refused_at_once(running):
+    other = Server(Config(listen=running.server.address, metrics="", store="memory:"))
+    with pytest.raises(Unavailable, match="another process has the port"):
+        await other.start()
+
+
+async def test_a_second_server_on_the_same_file_is_refused_at_once(tmp_path):
+    store = f"sqlite:{tmp_path}/a.db"
+    first = Server(Config(listen="127.0.0.1:0", metrics="", store=store, drain_seconds=0))
+    await first.start()
+    second = Server(Config(listen="127.0.0.1:0", metrics="", store=store))
+    with pytest.raises(Unavailable) as caught:
+        await second.start()
+    assert caught.value.reason == "STORE_LOCKED"
+    await first.stop()
+
+
+@pytest.mark.parametrize(
+    ("settings", "field"),
+    [
+        ({"listen": "nowhere"}, "listen"),
+        ({"listen": "0.0.0.0:50051"}, "listen"),
+        ({"listen": "127.0.0.1:99999"}, "listen"),
+        ({"store": "postgres:x"}, "store"),
+        ({"store": "sqlite:"}, "store"),
+        ({"log_format": "xml"}, "log-format"),
+        ({"refresh_seconds": 0.0}, "refresh"),
+        ({"drain_seconds": -1.0}, "drain"),
+    ],
+)
+def test_wrong_settings_are_refused_by_name(settings, field):
+    with pytest.raises(InvalidArgument) as caught:
+        Config(**settings)
+    assert caught.value.violations[0].field == field
+
+
+def test_listening_to_other_machines_must_be_insisted_on():
+    assert Config(listen="0.0.0.0:50051", insecure=True).listen == "0.0.0.0:50051"
