@@ -224,33 +224,35 @@ def fold_many(
     exposure. Compare WEIGHTED with freeze_threshold, the other two with detector_threshold.
     Raises InvalidArgument. Source: Shin, Ramdas & Rinaldo 2023.
     """
-    exposed, events = checked_counts(exposed, events)
-    if exposed.ndim != 2 or not 1 <= len(grids) == len(states) == exposed.shape[0]:
-        raise invalid("exposed", f"has shape {exposed.shape}; expected (streams, buckets), a grid and a state each")
-    caps = [None] * len(grids) if caps is None else caps
-    if len(caps) != len(grids):
-        raise invalid("caps", f"has {len(caps)} entries; expected one for each of {len(grids)} streams")
-    log_weight, log_event, log_clear = _padded(tuple(grids))
-    points = log_weight.shape[1]
-    for grid, state in zip(grids, states, strict=True):
-        _checked_state(grid, state)
-    log_terms = np.array([state.log_terms + (LOG_ZERO,) * (points - len(state.log_terms)) for state in states])
-    started = np.array([state.started for state in states], dtype=np.int64)
-    in_block = np.array([state.in_block for state in states], dtype=np.float64)
-    ceiling = np.array([_checked_cap(cap) for cap in caps], dtype=np.float64)
-    out = np.empty(exposed.shape)
-    kernels.fold_rates(
-        log_weight, log_event, log_clear, log_terms, started, in_block, exposed, events,
-        schedule.value, _checked_block(block), ceiling, out,
-    )  # fmt: skip
+    (exposed, events, log_terms, started, in_block), out = _folded(grids, states, exposed, events, schedule, block, caps)
     after = zip(
-        states, log_terms.tolist(), started.tolist(), in_block.tolist(),
-        exposed.sum(axis=1).tolist(), events.sum(axis=1).tolist(), strict=True,
-    )  # fmt: skip
+        states,
+        log_terms.tolist(),
+        started.tolist(),
+        in_block.tolist(),
+        exposed.sum(axis=1).tolist(),
+        events.sum(axis=1).tolist(),
+        strict=True,
+    )
     return tuple(
         Restarts(tuple(terms[: len(state.log_terms)]), restarts, open_, state.outcomes + outcomes, state.events + bad)
         for state, terms, restarts, open_, outcomes, bad in after
     ), out
+
+
+def look_many(
+    grids: Sequence[RateGrid],
+    states: Sequence[Restarts],
+    exposed: ArrayLike,
+    events: ArrayLike,
+    schedule: Schedule = Schedule.WEIGHTED,
+    block: float = BLOCK,
+    caps: Sequence[float | None] | None = None,
+) -> Floats:
+    """The evidence of S streams after these buckets, float64 (S,), without their new states: for open buckets, which will be folded
+    anew at the next look. At least one bucket; otherwise as fold_many.
+    """
+    return _folded(grids, states, exposed, events, schedule, block, caps)[1][:, -1]
 
 
 def log_level(grid: RateGrid | LabelGrid, state: Restarts) -> float:
@@ -384,9 +386,17 @@ def fold_labels(
     increments = np.multiply.outer(candidate, grid.log_ratio) - denominators
     log_terms, out = np.array(state.log_terms), np.empty(exposed.size)
     started, in_block = kernels.fold_increments(
-        grid.log_weight, log_terms, state.started, state.in_block, exposed, increments,
-        schedule.value, _checked_block(block), _checked_cap(cap), out,
-    )  # fmt: skip
+        grid.log_weight,
+        log_terms,
+        state.started,
+        state.in_block,
+        exposed,
+        increments,
+        schedule.value,
+        _checked_block(block),
+        _checked_cap(cap),
+        out,
+    )
     new = Restarts(
         log_terms=tuple(log_terms.tolist()),
         started=int(started),
@@ -481,9 +491,49 @@ def warm_up() -> None:
     fold_labels(labels, no_restarts(labels), [1.0], stack([label_sums(labels, 1.0, 0.0, 0.5)]))
 
 
-def checked_counts(
-    whole: ArrayLike, part: ArrayLike, names: tuple[str, str] = ("exposed", "events")
-) -> tuple[Floats, Floats]:
+def _folded(
+    grids: Sequence[RateGrid],
+    states: Sequence[Restarts],
+    exposed: ArrayLike,
+    events: ArrayLike,
+    schedule: Schedule,
+    block: float,
+    caps: Sequence[float | None] | None,
+) -> tuple[tuple[Floats, Floats, Floats, NDArray[np.int64], Floats], Floats]:
+    """Checked counts (S, B), advanced log_terms (S, G), started and in_block (S,); and the evidence after each bucket (S, B)."""
+    exposed, events = checked_counts(exposed, events)
+    if exposed.ndim != 2 or not 1 <= len(grids) == len(states) == exposed.shape[0]:
+        raise invalid("exposed", f"has shape {exposed.shape}; expected (streams, buckets), a grid and a state each")
+    caps = [None] * len(grids) if caps is None else caps
+    if len(caps) != len(grids):
+        raise invalid("caps", f"has {len(caps)} entries; expected one for each of {len(grids)} streams")
+    log_weight, log_event, log_clear = _padded(tuple(grids))
+    points = log_weight.shape[1]
+    for grid, state in zip(grids, states, strict=True):
+        _checked_state(grid, state)
+    log_terms = np.array([state.log_terms + (LOG_ZERO,) * (points - len(state.log_terms)) for state in states])
+    started = np.array([state.started for state in states], dtype=np.int64)
+    in_block = np.array([state.in_block for state in states], dtype=np.float64)
+    ceiling = np.array([_checked_cap(cap) for cap in caps], dtype=np.float64)
+    out = np.empty(exposed.shape)
+    kernels.fold_rates(
+        log_weight,
+        log_event,
+        log_clear,
+        log_terms,
+        started,
+        in_block,
+        exposed,
+        events,
+        schedule.value,
+        _checked_block(block),
+        ceiling,
+        out,
+    )
+    return (exposed, events, log_terms, started, in_block), out
+
+
+def checked_counts(whole: ArrayLike, part: ArrayLike, names: tuple[str, str] = ("exposed", "events")) -> tuple[Floats, Floats]:
     """Both as float64 arrays broadcast to one shape; InvalidArgument, by name, unless 0 <= part <= whole <= 2^53."""
     whole, part = checked_amounts(names[0], whole), checked_amounts(names[1], part)
     try:

@@ -32,6 +32,7 @@ RUN_LENGTH_SECONDS = 30 * 86400.0  # a false warning about once in this time, on
 LEAST_RUN_LENGTH = 100_000.0  # outcomes; for experiments too young for their traffic to be known
 LEAST_REPORTED = 0.5  # of decisions whose window has passed; with less, nobody knows how the arm does
 STALE_BUCKETS = 3
+STOPPING = (BreachAction.FREEZE, BreachAction.DRAIN)
 
 
 class Verdict(Enum):
@@ -72,11 +73,16 @@ class Counts:
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What one guardrail says of one arm (and segment). Logs are natural. `observed` is in the metric's own units, NaN unknown."""
+    """What one guardrail says of one arm (and segment). Logs are natural.
+
+    observed: mean over open buckets in the metric's own units (of quantiles and ratios, the share of bad outcomes); NaN unknown.
+    log_threshold: a breach by this stream alone, whose share of the error budget is `alpha`. held: data is missing.
+    """
 
     guardrail: str
     arm: int
     segment: int
+    action: BreachAction
     verdict: Verdict
     limit: float
     observed: float
@@ -87,8 +93,10 @@ class Finding:
     log_warning: float
     log_safety: float
     proven_safe: bool
+    held: bool
+    share: float
+    alpha: float
     message: str = ""
-    alpha: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,25 +153,26 @@ def review(
     running_seconds: since the start, for the traffic that warnings are scaled to. Pure; call it as often as you like.
     """
     held = {(s.stream, s.arm, s.segment): s for s in streams}
-    cases = _cases(experiment, status, held)
-    if not cases:
+    groups = _groups(experiment, status, held, counts, now)
+    if not groups:
         return Review((), {arm: _no_guardrail(experiment, status, arm) for arm in _candidates(experiment)}, held)
-    columns = [_column(experiment, case, counts, now) for case in cases]
-    folded = _fold(experiment, status, cases, columns)
-    findings, after = [], dict(held)
-    began, ended, environment = [], [], set()
-    for case, column, (breach, detector) in zip(cases, columns, folded, strict=True):
-        finding, stream = _find(experiment, status, case, column, breach, detector, now, running_seconds)
-        key = (stream.stream, stream.arm, stream.segment)
-        if (stream.warning_since > 0) != (case.stream.warning_since > 0):
-            (began if stream.warning_since else ended).append(key)
-            after[key] = stream
-        if finding.verdict is Verdict.WARN and case.arm == experiment.incumbent:
-            environment.add(case.guardrail.name)
-        findings.append(finding)
-    judgements = {arm: _judge(experiment, status, arm, findings) for arm in _candidates(experiment)}
-    weighted = _with_thresholds(experiment, status, findings)
-    return Review(tuple(weighted), judgements, after, tuple(began), tuple(ended), frozenset(environment))
+    alpha = alpha_of(experiment, status.activation)
+    after, began, ended, environment = dict(held), [], [], set()
+    findings: list[Finding] = []
+    found = zip(groups, _levels(experiment, status, groups), _totals(experiment, status, groups, now), strict=True)
+    for group, levels, totals in found:
+        for stream, finding, warning_since in _find(experiment, group, levels, totals, alpha, now, running_seconds):
+            if (warning_since > 0) != (stream.warning_since > 0):
+                key = (stream.stream, stream.arm, stream.segment)
+                (began if warning_since else ended).append(key)
+                after[key] = replace(
+                    stream, warning_since=warning_since, safe_count=0.0, safe_events=0.0, safe_denominators=()
+                )
+            if finding.verdict is Verdict.WARN and finding.arm == experiment.incumbent:
+                environment.add(finding.guardrail)
+            findings.append(finding)
+    judgements = {arm: _judge(experiment, alpha, arm, findings) for arm in _candidates(experiment)}
+    return Review(tuple(findings), judgements, after, tuple(began), tuple(ended), frozenset(environment))
 
 
 def settle(experiment: Experiment, status: Status, streams: Iterable[Stream], counts: Counts, stage_bucket: int) -> tuple[Stream, ...]:
@@ -172,32 +181,32 @@ def settle(experiment: Experiment, status: Status, streams: Iterable[Stream], co
     stage_bucket: first bucket that lies wholly in the present stage; only from there on do outcomes prove safety.
     """
     held = {(s.stream, s.arm, s.segment): s for s in streams}
-    cases = _cases(experiment, status, held)
-    if not cases or not counts.buckets.size:
+    if not counts.buckets.size:
         return tuple(held.values())
-    columns = [_column(experiment, case, counts, math.inf) for case in cases]
-    for case, column, (breach, detector) in zip(cases, columns, _fold(experiment, status, cases, columns), strict=True):
-        recent = counts.buckets >= max(stage_bucket, _bucket_after(experiment, case.stream.warning_since))
-        safe = _safe(case, column, recent)
-        held[case.stream.stream, case.arm, case.segment] = replace(
-            case.stream,
-            breach=breach,
-            detector=detector,
-            safe_count=safe[0],
-            safe_events=safe[1],
-            safe_denominators=safe[2],
-        )
+    groups = _groups(experiment, status, held, counts, math.inf)
+    for group, folded in zip(groups, _fold(experiment, status, groups), strict=True):
+        safe = _safe(experiment, group, stage_bucket)
+        for stream, (breach, detector), (count, events, denominators) in zip(group.streams, folded, safe, strict=True):
+            held[stream.stream, stream.arm, stream.segment] = replace(
+                stream,
+                breach=breach,
+                detector=detector,
+                safe_count=count,
+                safe_events=events,
+                safe_denominators=denominators,
+            )
     return tuple(held.values())
 
 
 def close(experiment: Experiment, status: Status, streams: Iterable[Stream], counts: Counts, now: float) -> tuple[Stream, ...]:
     """Every stream with its evidence as of `now`, open buckets included: what is kept of an activation that ends."""
-    cases = _cases(experiment, status, {(s.stream, s.arm, s.segment): s for s in streams})
-    columns = [_column(experiment, case, counts, now) for case in cases]
-    return tuple(
-        replace(case.stream, breach=breach, detector=detector, log_evidence=_log_level(_grid(experiment, case.guardrail), breach))
-        for case, (breach, detector) in zip(cases, _fold(experiment, status, cases, columns) if cases else (), strict=True)
-    )
+    held = {(s.stream, s.arm, s.segment): s for s in streams}
+    closed = []
+    groups = _groups(experiment, status, held, counts, now)
+    for group, folded in zip(groups, _fold(experiment, status, groups), strict=True):
+        for stream, (breach, detector) in zip(group.streams, folded, strict=True):
+            closed.append(replace(stream, breach=breach, detector=detector, log_evidence=_log_level(group.grid, breach)))
+    return tuple(closed)
 
 
 def forget_safety(streams: Iterable[Stream]) -> tuple[Stream, ...]:
@@ -205,55 +214,76 @@ def forget_safety(streams: Iterable[Stream]) -> tuple[Stream, ...]:
     return tuple(replace(s, safe_count=0.0, safe_events=0.0, safe_denominators=()) for s in streams)
 
 
-# ------------------------------------------------------------------------------------------------------ one stream
+# --------------------------------------------------------------------------------------------------- one guardrail
 
 
 @dataclass(frozen=True, slots=True)
-class _Case:
+class _Group:
+    """One guardrail's streams, N of them (arm by segment), and their B buckets.
+
+    exposed, reported, events: (N, B). matured: (B,) bool, no outcome can come any more. labels, safe_labels: of a relative guardrail, by
+    stream and bucket, against its two nulls.
+    """
+
     guardrail: Guardrail
-    index: int
-    arm: int
-    segment: int
-    stream: Stream
-
-
-@dataclass(frozen=True, slots=True)
-class _Column:
-    """One stream's buckets: exposed, reported, events (B,); matured: (B,) bool, no outcome can come any more."""
-
+    grid: ev.RateGrid | ev.LabelGrid
+    low: float
+    high: float
+    streams: tuple[Stream, ...]
     buckets: NDArray[np.int64]
     exposed: NDArray[np.float64]
     reported: NDArray[np.float64]
     events: NDArray[np.float64]
     matured: NDArray[np.bool_]
-    labels: tuple[ev.LabelSums, ...] = ()
-    safe_labels: tuple[ev.LabelSums, ...] = ()
+    labels: tuple[tuple[ev.LabelSums, ...], ...] = ()
+    safe_labels: tuple[tuple[ev.LabelSums, ...], ...] = ()
 
 
 def _candidates(experiment: Experiment) -> list[int]:
     return [index for index in range(len(experiment.arms)) if index != experiment.incumbent]
 
 
-def _cases(experiment: Experiment, status: Status, held: Mapping[tuple[str, int, int], Stream]) -> list[_Case]:
-    cases = []
-    for index, guardrail in enumerate(experiment.guardrails):
-        name = key_of(guardrail, status.activation)
-        for arm in range(len(experiment.arms)):
-            if guardrail.relative and arm == experiment.incumbent:
-                continue
-            for segment in segments_of(experiment, guardrail):
-                stream = held.get((name, arm, segment))
-                if stream is None:
-                    grid = _grid(experiment, guardrail)
-                    stream = Stream(name, arm, segment, ev.no_restarts(grid), ev.no_restarts(grid))
-                cases.append(_Case(guardrail, index, arm, segment, stream))
-    return cases
+def _groups(
+    experiment: Experiment, status: Status, held: Mapping[tuple[str, int, int], Stream], counts: Counts, now: float
+) -> list[_Group]:
+    return [_group(experiment, status, held, counts, now, index) for index in range(len(experiment.guardrails))]
 
 
-def _grid(experiment: Experiment, guardrail: Guardrail) -> ev.RateGrid | ev.LabelGrid:
-    if guardrail.max_ratio is not None:
-        return ev.label_grid(guardrail.max_ratio)
-    return ev.rate_grid(guardrail.loss_limit(*_range(experiment, guardrail)))
+def _group(
+    experiment: Experiment, status: Status, held: Mapping[tuple[str, int, int], Stream], counts: Counts, now: float, index: int
+) -> _Group:
+    guardrail = experiment.guardrails[index]
+    low, high = _range(experiment, guardrail)
+    relative = guardrail.max_ratio is not None
+    grid = ev.label_grid(guardrail.max_ratio) if relative else ev.rate_grid(guardrail.loss_limit(low, high))
+    segments = segments_of(experiment, guardrail)
+    arms = _candidates(experiment) if relative else list(range(len(experiment.arms)))
+    name, fresh = key_of(guardrail, status.activation), ev.no_restarts(grid)
+    streams = tuple(
+        held.get((name, arm, segment)) or Stream(name, arm, segment, fresh, fresh) for arm in arms for segment in segments
+    )
+
+    def rows(values: NDArray[np.float64]) -> NDArray[np.float64]:
+        """(B, arms, segments) → (N, B), in the order of the streams."""
+        if segments == (ALL,):
+            return values.sum(axis=2).T[arms]
+        return values.transpose(1, 2, 0)[arms].reshape(len(streams), -1)
+
+    reported = rows(counts.reported[:, index])
+    events = np.minimum(rows(counts.events[:, index]), reported)
+    exposed = np.maximum(rows(counts.exposed), reported)
+    ends = (counts.buckets + 1) * experiment.bucket_width_seconds
+    matured = ends + experiment.guardrail_window_seconds(guardrail) <= now
+    if not relative:
+        return _Group(guardrail, grid, low, high, streams, counts.buckets, exposed, reported, events, matured)
+    labels = tuple(_labels_of(experiment, guardrail, stream, counts, index, matured, above=True) for stream in streams)
+    safe_labels = tuple(_labels_of(experiment, guardrail, stream, counts, index, matured, above=False) for stream in streams)
+    incumbent = counts.exposed[:, experiment.incumbent]
+    mine = incumbent.sum(axis=1)[np.newaxis] if segments == (ALL,) else np.tile(incumbent.T, (len(arms), 1))
+    both = np.where(matured, exposed + mine, 0.0)
+    if counts.buckets.size:
+        both = np.maximum(both, np.array([[float(sums.events) for sums in row] for row in labels]))
+    return _Group(guardrail, grid, low, high, streams, counts.buckets, both, reported, events, matured, labels, safe_labels)
 
 
 def _range(experiment: Experiment, guardrail: Guardrail) -> tuple[float, float]:
@@ -262,37 +292,26 @@ def _range(experiment: Experiment, guardrail: Guardrail) -> tuple[float, float]:
     return experiment.metric_range(guardrail.metric)
 
 
-def _column(experiment: Experiment, case: _Case, counts: Counts, now: float) -> _Column:
-    chosen = slice(None) if case.segment == ALL else [case.segment]
-    reported = counts.reported[:, case.index, case.arm, chosen].sum(axis=1)
-    events = np.minimum(counts.events[:, case.index, case.arm, chosen].sum(axis=1), reported)
-    exposed = np.maximum(counts.exposed[:, case.arm, chosen].sum(axis=1), reported)
-    ends = (counts.buckets + 1) * experiment.bucket_width_seconds
-    matured = ends + experiment.guardrail_window_seconds(case.guardrail) <= now
-    if not case.guardrail.relative:
-        return _Column(counts.buckets, exposed, reported, events, matured)
-    incumbent = counts.exposed[:, experiment.incumbent, chosen].sum(axis=1)
-    both = np.where(matured, exposed + np.maximum(incumbent, 0.0), 0.0)
-    labels = _label_buckets(experiment, case, counts, matured, above=True)
-    both = np.maximum(both, np.array([float(sums.events) for sums in labels]) if labels else 0.0)
-    return _Column(
-        counts.buckets, both, reported, events, matured, labels, _label_buckets(experiment, case, counts, matured, above=False)
-    )
-
-
-def _label_buckets(
-    experiment: Experiment, case: _Case, counts: Counts, matured: NDArray[np.bool_], *, above: bool
+def _labels_of(
+    experiment: Experiment,
+    guardrail: Guardrail,
+    stream: Stream,
+    counts: Counts,
+    index: int,
+    matured: NDArray[np.bool_],
+    *,
+    above: bool,
 ) -> tuple[ev.LabelSums, ...]:
-    """The label sums of each bucket: rows of the candidate and the incumbent, both with a chance when they were drawn."""
-    grid = ev.label_grid(case.guardrail.max_ratio, above=above)
+    """The label sums of each bucket: bad outcomes of the candidate and the incumbent, both with a chance when they were drawn."""
+    grid = ev.label_grid(guardrail.max_ratio, above=above)
     empty = ev.LabelSums(0.0, 0.0, np.zeros(grid.log_weight.size))
-    rows = counts.labels.get(case.index)
+    rows = counts.labels.get(index)
     if rows is None or not rows.bucket.size:
         return (empty,) * counts.buckets.size
-    pair = np.isin(rows.arm, (case.arm, experiment.incumbent))
-    if case.segment != ALL:
-        pair &= rows.segment == case.segment
-    candidate, incumbent = rows.slots[:, case.arm], rows.slots[:, experiment.incumbent]
+    pair = np.isin(rows.arm, (stream.arm, experiment.incumbent))
+    if stream.segment != ALL:
+        pair &= rows.segment == stream.segment
+    candidate, incumbent = rows.slots[:, stream.arm], rows.slots[:, experiment.incumbent]
     pair &= (candidate > 0) & (incumbent > 0)
     sums = []
     for bucket, ripe in zip(counts.buckets, matured, strict=True):
@@ -300,146 +319,229 @@ def _label_buckets(
         if not ripe or not here.any():
             sums.append(empty)
             continue
-        mine = rows.arm[here] == case.arm
+        mine = rows.arm[here] == stream.arm
         weight = rows.weight[here]
         pi = candidate[here] / (candidate[here] + incumbent[here])
         sums.append(ev.label_sums(grid, np.where(mine, weight, 0.0), np.where(mine, 0.0, weight), pi))
     return tuple(sums)
 
 
-def _fold(
-    experiment: Experiment, status: Status, cases: Sequence[_Case], columns: Sequence[_Column]
-) -> list[tuple[ev.Restarts, ev.Restarts]]:
-    """Breach and detector state of each stream after its buckets."""
+def _levels(experiment: Experiment, status: Status, groups: Sequence[_Group]) -> list[NDArray[np.float64]]:
+    """Evidence now of each group's streams: (2, N), natural logs of breach and detector."""
+    if not groups[0].buckets.size:
+        return [
+            np.array([[_log_level(g.grid, s.breach) for s in g.streams], [_log_level(g.grid, s.detector) for s in g.streams]])
+            for g in groups
+        ]
     alpha = alpha_of(experiment, status.activation)
-    rates = [i for i, case in enumerate(cases) if not case.guardrail.relative]
-    states: dict[int, tuple[ev.Restarts, ev.Restarts]] = {}
+    rates = [group for group in groups if not group.guardrail.relative]
+    found: dict[int, NDArray[np.float64]] = {}
     if rates:
-        grids = [_grid(experiment, cases[i].guardrail) for i in rates]
-        exposed = np.stack([columns[i].exposed for i in rates])
-        events = np.stack([columns[i].events for i in rates])
-        caps = [ev.persistence_cap(alpha, cases[i].guardrail.persistence) for i in rates]
-        breach, _ = ev.fold_many(grids, [cases[i].stream.breach for i in rates], exposed, events, ev.Schedule.WEIGHTED, caps=caps)
-        warn, _ = ev.fold_many(grids, [cases[i].stream.detector for i in rates], exposed, events, ev.Schedule.SHIRYAEV_ROBERTS)
-        states.update({i: (b, w) for i, b, w in zip(rates, breach, warn, strict=True)})
-    for i, (case, column) in enumerate(zip(cases, columns, strict=True)):
-        if not case.guardrail.relative:
-            continue
-        if not column.buckets.size:
-            states[i] = case.stream.breach, case.stream.detector
-            continue
-        grid, sums = ev.label_grid(case.guardrail.max_ratio), ev.stack(column.labels)
-        cap = ev.persistence_cap(alpha, case.guardrail.persistence)
-        states[i] = (
-            ev.fold_labels(grid, case.stream.breach, column.exposed, sums, ev.Schedule.WEIGHTED, cap=cap)[0],
-            ev.fold_labels(grid, case.stream.detector, column.exposed, sums, ev.Schedule.SHIRYAEV_ROBERTS)[0],
-        )
-    return [states[i] for i in range(len(cases))]
+        grids, exposed, events, caps = _stacked(rates, alpha)
+        breach = ev.look_many(grids, [s.breach for g in rates for s in g.streams], exposed, events, ev.Schedule.WEIGHTED, caps=caps)
+        detector = ev.look_many(grids, [s.detector for g in rates for s in g.streams], exposed, events, ev.Schedule.SHIRYAEV_ROBERTS)
+        at = 0
+        for group in rates:
+            upto = at + len(group.streams)
+            found[id(group)] = np.stack([breach[at:upto], detector[at:upto]])
+            at = upto
+    for group in groups:
+        if group.guardrail.relative:
+            folded = _fold_labels(group, alpha)
+            found[id(group)] = np.array([[_log_level(group.grid, state) for state in states] for states in zip(*folded, strict=True)])
+    return [found[id(group)] for group in groups]
 
 
-def _safe(case: _Case, column: _Column, recent: NDArray[np.bool_]) -> tuple[float, float, tuple[float, ...]]:
-    """Matured outcomes of the present stage: their number, the bad ones, and a relative guardrail's label denominators."""
-    use = recent & column.matured
-    if not case.guardrail.relative:
-        return (
-            case.stream.safe_count + float(column.reported[use].sum()),
-            case.stream.safe_events + float(column.events[use].sum()),
-            (),
-        )
-    size = ev.label_grid(case.guardrail.max_ratio, above=False).log_weight.size
-    total = ev.LabelSums(
-        case.stream.safe_events, case.stream.safe_count, np.array(case.stream.safe_denominators or (0.0,) * size)
+def _fold(experiment: Experiment, status: Status, groups: Sequence[_Group]) -> list[list[tuple[ev.Restarts, ev.Restarts]]]:
+    """Breach and detector state of each group's streams after their buckets."""
+    alpha = alpha_of(experiment, status.activation)
+    done = []
+    for group in groups:
+        if not group.buckets.size:
+            done.append([(stream.breach, stream.detector) for stream in group.streams])
+            continue
+        if group.guardrail.relative:
+            done.append(_fold_labels(group, alpha))
+            continue
+        grids, exposed, events, caps = _stacked([group], alpha)
+        breach, _ = ev.fold_many(grids, [s.breach for s in group.streams], exposed, events, ev.Schedule.WEIGHTED, caps=caps)
+        detector, _ = ev.fold_many(grids, [s.detector for s in group.streams], exposed, events, ev.Schedule.SHIRYAEV_ROBERTS)
+        done.append(list(zip(breach, detector, strict=True)))
+    return done
+
+
+def _stacked(
+    groups: Sequence[_Group], alpha: float
+) -> tuple[list[ev.RateGrid], NDArray[np.float64], NDArray[np.float64], list[float | None]]:
+    return (
+        [group.grid for group in groups for _ in group.streams],
+        np.concatenate([group.exposed for group in groups]),
+        np.concatenate([group.events for group in groups]),
+        [ev.persistence_cap(alpha, group.guardrail.persistence) for group in groups for _ in group.streams],
     )
-    for sums, counts_here in zip(column.safe_labels, use, strict=True):
-        if counts_here:
-            total = total + sums
-    return float(total.events), float(total.candidate_events), tuple(total.log_denominators.tolist())
 
 
-def _log_safety(experiment: Experiment, case: _Case, safe: tuple[float, float, tuple[float, ...]]) -> float:
-    count, events, denominators = safe
-    if count == 0 and events == 0:
-        return 0.0
-    if case.guardrail.max_ratio is not None:
-        grid = ev.label_grid(case.guardrail.max_ratio, above=False)
-        return float(ev.log_label_evidence(grid, ev.LabelSums(events, count, np.array(denominators))))
-    grid = ev.safety_grid(case.guardrail.loss_limit(*_range(experiment, case.guardrail)))
-    return float(ev.log_safety(grid, count, min(events, count)))
+def _fold_labels(group: _Group, alpha: float) -> list[tuple[ev.Restarts, ev.Restarts]]:
+    cap = ev.persistence_cap(alpha, group.guardrail.persistence)
+    done = []
+    for stream, exposed, labels in zip(group.streams, group.exposed, group.labels, strict=True):
+        if not group.buckets.size:
+            done.append((stream.breach, stream.detector))
+            continue
+        sums = ev.stack(labels)
+        done.append(
+            (
+                ev.fold_labels(group.grid, stream.breach, exposed, sums, ev.Schedule.WEIGHTED, cap=cap)[0],
+                ev.fold_labels(group.grid, stream.detector, exposed, sums, ev.Schedule.SHIRYAEV_ROBERTS)[0],
+            )
+        )
+    return done
 
 
-def _bucket_after(experiment: Experiment, seconds: float) -> int:
-    """First bucket that begins at or after `seconds`."""
-    return math.ceil(seconds / experiment.bucket_width_seconds)
+def _safe(experiment: Experiment, group: _Group, stage_bucket: int) -> list[tuple[float, float, tuple[float, ...]]]:
+    """Matured outcomes of the present stage, of each stream: their number, the bad ones, a relative guardrail's denominators.
+
+    Of a stream that warns, only those since the warning began.
+    """
+    width = experiment.bucket_width_seconds
+    since = np.array([max(stage_bucket, math.ceil(stream.warning_since / width)) for stream in group.streams])
+    use = group.matured & (group.buckets >= since[:, np.newaxis])
+    if not group.guardrail.relative:
+        count = np.array([stream.safe_count for stream in group.streams]) + (group.reported * use).sum(axis=1)
+        events = np.array([stream.safe_events for stream in group.streams]) + (group.events * use).sum(axis=1)
+        return [(c, e, ()) for c, e in zip(count.tolist(), np.minimum(events, count).tolist(), strict=True)]
+    done = []
+    size = ev.label_grid(group.guardrail.max_ratio, above=False).log_weight.size
+    for row, stream in enumerate(group.streams):
+        total = ev.LabelSums(stream.safe_events, stream.safe_count, np.array(stream.safe_denominators or (0.0,) * size))
+        for sums, taken in zip(group.safe_labels[row], use[row], strict=True):
+            if taken:
+                total = total + sums
+        done.append((float(total.events), float(total.candidate_events), tuple(total.log_denominators.tolist())))
+    return done
+
+
+def _log_safety(group: _Group, safe: Sequence[tuple[float, float, tuple[float, ...]]]) -> NDArray[np.float64]:
+    """Evidence that each stream is within its limit: (N,), natural logs; 0 without a matured outcome."""
+    count = np.array([c for c, _, _ in safe])
+    events = np.array([e for _, e, _ in safe])
+    if group.guardrail.max_ratio is None:
+        grid = ev.safety_grid(group.guardrail.loss_limit(group.low, group.high))
+        return np.where(count > 0, ev.log_safety(grid, count, events), 0.0)
+    grid = ev.label_grid(group.guardrail.max_ratio, above=False)
+    sums = ev.LabelSums(events, count, np.array([d for _, _, d in safe]))
+    return np.where(count > 0, ev.log_label_evidence(grid, sums), 0.0)
+
+
+@dataclass(frozen=True, slots=True)
+class _Totals:
+    """Sums over one group's buckets, lists of N: exposed includes what is settled; missing: why an arm cannot be judged, or ""."""
+
+    exposed: list[float]
+    reported: list[float]
+    events: list[float]
+    missing: list[str]
+    log_safety: list[float]
+
+
+def _totals(experiment: Experiment, status: Status, groups: Sequence[_Group], now: float) -> list[_Totals]:
+    """Of each group. The arrays of all groups are summed together: a dozen small sums cost more than a large one."""
+    stage_bucket = math.ceil(status.stage_since_seconds / experiment.bucket_width_seconds)
+    settled = np.array([stream.breach.outcomes for group in groups for stream in group.streams])
+    exposed, reported, events = (
+        np.concatenate([getattr(group, name) for group in groups]) for name in ("exposed", "reported", "events")
+    )
+    all_reported = reported.sum(axis=1)
+    missing = _missing(experiment, groups, exposed, reported, all_reported, settled, now)
+    columns = ((settled + exposed.sum(axis=1)).tolist(), all_reported.tolist(), events.sum(axis=1).tolist(), missing)
+    done, at = [], 0
+    for group in groups:
+        upto = at + len(group.streams)
+        safety = _log_safety(group, _safe(experiment, group, stage_bucket))
+        done.append(_Totals(*(column[at:upto] for column in columns), safety.tolist()))
+        at = upto
+    return done
 
 
 def _find(
     experiment: Experiment,
-    status: Status,
-    case: _Case,
-    column: _Column,
-    breach: ev.Restarts,
-    detector: ev.Restarts,
+    group: _Group,
+    levels: NDArray[np.float64],
+    totals: _Totals,
+    alpha: float,
     now: float,
     running_seconds: float,
-) -> tuple[Finding, Stream]:
-    g, stream = case.guardrail, case.stream
-    grid = _grid(experiment, g)
-    log_breach = _log_level(grid, breach)
-    log_detector = _log_level(grid, detector)
-    traffic = breach.outcomes / max(running_seconds, 1.0) * RUN_LENGTH_SECONDS
-    log_warning = ev.detector_threshold(max(LEAST_RUN_LENGTH, traffic))
-    from_bucket = max(
-        _bucket_after(experiment, status.stage_since_seconds), _bucket_after(experiment, stream.warning_since)
-    )
-    safe = _safe(case, column, column.buckets >= from_bucket)
-    log_safety = _log_safety(experiment, case, safe)
-    proven = log_safety >= -math.log(SAFETY_ALPHA)
-    missing = _missing(experiment, case, column, now)
-    warning = stream.warning_since
-    if log_detector >= log_warning and warning == 0:
-        warning = now
-        stream = replace(stream, warning_since=now, safe_count=0.0, safe_events=0.0, safe_denominators=())
-    elif warning and proven and log_detector < log_warning:
-        warning = 0.0
-        stream = replace(stream, warning_since=0.0)
-    verdict = Verdict.CLEAR
-    message = "" if proven else "not proven safe yet"
-    if missing:
-        verdict, message = Verdict.HOLD, missing
-    elif warning:
-        verdict, message = Verdict.WARN, "evidence of a change for the worse; waiting for proof of recovery"
-    low, high = _range(experiment, g)
-    count = stream.breach.outcomes if g.relative else breach.outcomes
-    reported, events = float(column.reported.sum()), float(column.events.sum())
-    exposed = float(column.exposed.sum()) + (0.0 if g.relative else stream.breach.outcomes)
-    if not g.relative:
-        events += stream.breach.events
-    observed = math.nan
-    if g.quantile is not None or g.relative:
-        observed = events / reported if reported else math.nan
-    elif reported:
-        share = float(column.events.sum()) / reported
-        observed = low + (high - low) * (1 - share if g.min is not None else share)
+) -> list[tuple[Stream, Finding, float]]:
+    """Of each stream: the stream, what it says now, and since when it warns (0: it does not)."""
+    g, relative = group.guardrail, group.guardrail.relative
     limit = next(v for v in (g.max, g.min, g.max_ratio) if v is not None)
-    return (
-        Finding(
-            g.name,
-            case.arm,
-            case.segment,
-            verdict,
-            limit,
-            observed,
-            max(exposed, count),
-            events,
-            log_breach,
-            math.inf,
-            log_warning,
-            log_safety,
-            proven and not warning,
-            message,
-        ),
-        stream,
-    )
+    share = _stream_share(experiment, g)
+    log_threshold = -math.log(alpha * share)
+    breach_levels, detector_levels = levels.tolist()
+    done = []
+    for row, stream in enumerate(group.streams):
+        log_breach, reported, events = breach_levels[row], totals.reported[row], totals.events[row]
+        run_length = max(LEAST_RUN_LENGTH, totals.exposed[row] / max(running_seconds, 1.0) * RUN_LENGTH_SECONDS)
+        log_warning = ev.detector_threshold(run_length)
+        proven = totals.log_safety[row] >= -math.log(SAFETY_ALPHA)
+        warning = stream.warning_since
+        if detector_levels[row] < log_warning:
+            warning = 0.0 if proven else warning
+        elif not warning:
+            warning = now
+        verdict, message = Verdict.CLEAR, "" if proven else "not proven safe yet"
+        if stream.arm != experiment.incumbent and log_breach >= log_threshold:
+            verdict, message = Verdict.BREACH, "the limit is exceeded"
+        elif totals.missing[row]:
+            verdict, message = Verdict.HOLD, totals.missing[row]
+        elif warning:
+            verdict, message = Verdict.WARN, "evidence of a change for the worse; waiting for proof of recovery"
+        observed = math.nan
+        if reported:
+            observed = events / reported
+            if g.quantile is None and not relative:
+                observed = group.low + (group.high - group.low) * (1 - observed if g.min is not None else observed)
+        finding = Finding(
+            guardrail=g.name,
+            arm=stream.arm,
+            segment=stream.segment,
+            action=g.on_breach,
+            verdict=verdict,
+            limit=limit,
+            observed=observed,
+            exposed=totals.exposed[row],
+            events=events + (0.0 if relative else stream.breach.events),
+            log_evidence=log_breach,
+            log_threshold=log_threshold,
+            log_warning=log_warning,
+            log_safety=totals.log_safety[row],
+            proven_safe=proven and not warning,
+            held=bool(totals.missing[row]),
+            share=share,
+            alpha=alpha * share,
+            message=message,
+        )
+        done.append((stream, finding, warning))
+    return done
+
+
+def _stream_share(experiment: Experiment, guardrail: Guardrail) -> float:
+    """Weight of each of the guardrail's streams in a candidate's stopping evidence; 1 for guardrails that stop nothing.
+
+    Half goes to the streams over all segments, half to those of single segments, equally within a half; all of it where there is one kind.
+    """
+    if guardrail.on_breach not in STOPPING:
+        return 1.0
+    whole, parts = 0, 0
+    for g in experiment.guardrails:
+        if g.on_breach in STOPPING:
+            if g.per is Per.SEGMENT:
+                parts += len(experiment.segments) + 1
+            else:
+                whole += 1
+    if not whole or not parts:
+        return 1.0 / (whole + parts)
+    return 0.5 / (parts if guardrail.per is Per.SEGMENT else whole)
 
 
 def _log_level(grid: ev.RateGrid | ev.LabelGrid, state: ev.Restarts) -> float:
@@ -451,73 +553,66 @@ def _log_level(grid: ev.RateGrid | ev.LabelGrid, state: ev.Restarts) -> float:
     return top + math.log(float(np.exp(terms - top).sum()))
 
 
-def _missing(experiment: Experiment, case: _Case, column: _Column, now: float) -> str:
-    """Why nobody can say how the arm does, or "". Judged on decisions old enough to have been reported."""
+def _missing(
+    experiment: Experiment,
+    groups: Sequence[_Group],
+    exposed: NDArray[np.float64],
+    reported: NDArray[np.float64],
+    all_reported: NDArray[np.float64],
+    settled: NDArray[np.float64],
+    now: float,
+) -> list[str]:
+    """Of each stream of all groups: why nobody can say how the arm does, or "". Judged on decisions old enough to have been reported."""
+    found = ["no outcome carries this metric yet" if nothing else "" for nothing in (all_reported == 0) & (settled == 0)]
+    buckets = groups[0].buckets
+    if not buckets.size:
+        return found
+    ripe = np.concatenate([np.tile(g.matured & (not g.guardrail.relative), (len(g.streams), 1)) for g in groups])
+    asked, came = (exposed * ripe).sum(axis=1), (reported * ripe).sum(axis=1)
+    for row in np.flatnonzero(came < LEAST_REPORTED * asked):
+        found[row] = found[row] or (
+            f"only {came[row] / asked[row]:.0%} of decisions were reported within the window; at least {LEAST_REPORTED:.0%} are needed"
+        )
     width = experiment.bucket_width_seconds
-    settled = case.stream.breach.outcomes
-    reported = column.reported.sum()
-    if reported == 0 and settled == 0:
-        return "no outcome carries this metric yet"
-    old = column.matured & (column.exposed > 0)
-    if old.any() and not case.guardrail.relative:
-        share = float(column.reported[old].sum() / column.exposed[old].sum())
-        if share < LEAST_REPORTED:
-            return f"only {share:.0%} of decisions were reported within the window; at least {LEAST_REPORTED:.0%} are needed"
-    asked = column.buckets[column.exposed > 0]
-    heard = column.buckets[column.reported > 0]
-    if asked.size:
-        last_heard = int(heard[-1]) if heard.size else int(asked[0]) - 1
-        patience = STALE_BUCKETS + math.ceil(experiment.guardrail_window_seconds(case.guardrail) / width)
-        oldest_unheard = asked[asked > last_heard]
-        if oldest_unheard.size and (now / width) - float(oldest_unheard[0]) > patience:
-            return f"no outcome of a decision younger than {now - (last_heard + 1) * width:.0f} s carries this metric"
-    return ""
+    windows = [experiment.guardrail_window_seconds(g.guardrail) for g in groups for _ in g.streams]
+    patience = STALE_BUCKETS + np.ceil(np.array(windows) / width)
+    place = np.arange(buckets.size)
+    last_heard = np.where(reported > 0, place, -1).max(axis=1)
+    unheard = (exposed > 0) & (place > last_heard[:, np.newaxis])
+    oldest = buckets[unheard.argmax(axis=1)]
+    for row in np.flatnonzero(unheard.any(axis=1) & (now / width - oldest > patience)):
+        found[row] = found[row] or f"no outcome of a decision of the last {now - oldest[row] * width:.0f} s carries this metric"
+    return found
 
 
 # --------------------------------------------------------------------------------------------------- one candidate
 
 
-def _stopping(finding: Finding, experiment: Experiment) -> bool:
-    return _action(finding, experiment) in (BreachAction.FREEZE, BreachAction.DRAIN)
-
-
-def _action(finding: Finding, experiment: Experiment) -> BreachAction:
-    return next(g.on_breach for g in experiment.guardrails if g.name == finding.guardrail)
-
-
-def _shares(experiment: Experiment, arm: int, findings: Sequence[Finding]) -> list[tuple[int, float]]:
-    """Index and weight of each finding that takes part in the candidate's stopping evidence."""
-    mine = [i for i, f in enumerate(findings) if f.arm == arm and _stopping(f, experiment)]
-    weights = ev.stream_weights([findings[i].segment != ALL for i in mine])
-    return list(zip(mine, weights.tolist(), strict=True))
-
-
-def _judge(experiment: Experiment, status: Status, arm: int, findings: Sequence[Finding]) -> Judgement:
-    alpha = alpha_of(experiment, status.activation)
+def _judge(experiment: Experiment, alpha: float, arm: int, findings: Sequence[Finding]) -> Judgement:
     threshold = -math.log(alpha)
-    shares = _shares(experiment, arm, findings)
+    mine = [f for f in findings if f.arm == arm]
+    stops = [f for f in mine if f.action in STOPPING]
     level, action, blamed, message = 0.0, None, (), ""
-    if shares:
-        logs = np.array([findings[i].log_evidence for i, _ in shares])
-        level = float(ev.log_average(logs, [share for _, share in shares]))
+    if stops:
+        terms = [f.log_evidence + math.log(f.share) for f in stops]
+        top = max(terms)
+        level = top + math.log(math.fsum(math.exp(term - top) for term in terms))
         if level >= threshold:
+            logs = np.array([f.log_evidence for f in stops])
             named = ev.to_blame(logs, alpha)
             if not named.any():
                 named = logs == logs.max()
-            guilty = [findings[i] for (i, _), guilty in zip(shares, named, strict=True) if guilty]
-            blamed = tuple(dict.fromkeys(f.guardrail for f in guilty))
-            stops = {_action(f, experiment) for f in guilty}
-            action = BreachAction.FREEZE if BreachAction.FREEZE in stops else BreachAction.DRAIN
-            worst = max(guilty, key=lambda f: f.log_evidence)
-            message = _breach_message(experiment, worst, level, threshold)
-    mine = [f for f in findings if f.arm == arm]
-    lone = [f for f in mine if not _stopping(f, experiment) and f.log_evidence >= threshold]
+            guilty = [f for f, is_named in zip(stops, named, strict=True) if is_named]
+            blamed = _names(guilty)
+            freezes = any(f.action is BreachAction.FREEZE for f in guilty)
+            action = BreachAction.FREEZE if freezes else BreachAction.DRAIN
+            message = _breach_message(experiment, max(guilty, key=lambda f: f.log_evidence), level, threshold)
     for kind in (BreachAction.HOLD, BreachAction.ALERT):
-        guilty = [f for f in lone if _action(f, experiment) is kind]
+        guilty = [f for f in mine if f.action is kind and f.log_evidence >= threshold]
         if guilty and action is None:
-            action, blamed = kind, tuple(dict.fromkeys(f.guardrail for f in guilty))
+            action, blamed = kind, _names(guilty)
             message = _breach_message(experiment, guilty[0], guilty[0].log_evidence, threshold)
-    needed = [f for f in mine if _action(f, experiment) is not BreachAction.ALERT]
+    needed = [f for f in mine if f.action is not BreachAction.ALERT]
     return Judgement(
         arm,
         level,
@@ -525,7 +620,7 @@ def _judge(experiment: Experiment, status: Status, arm: int, findings: Sequence[
         action,
         blamed,
         _names(f for f in mine if f.verdict is Verdict.WARN),
-        _names(f for f in needed if f.verdict is Verdict.HOLD),
+        _names(f for f in needed if f.held),
         _names(f for f in needed if not f.proven_safe),
         message,
     )
@@ -545,15 +640,3 @@ def _no_guardrail(experiment: Experiment, status: Status, arm: int) -> Judgement
 
 def _names(findings: Iterable[Finding]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(f.guardrail for f in findings))
-
-
-def _with_thresholds(experiment: Experiment, status: Status, findings: Sequence[Finding]) -> list[Finding]:
-    """Each finding with the evidence at which it alone would be a breach, and the share of the budget that this is."""
-    alpha = alpha_of(experiment, status.activation)
-    share_of = {i: share for arm in _candidates(experiment) for i, share in _shares(experiment, arm, findings)}
-    done = []
-    for index, f in enumerate(findings):
-        mine = alpha * share_of.get(index, 1.0)
-        verdict = Verdict.BREACH if f.arm != experiment.incumbent and f.log_evidence >= -math.log(mine) else f.verdict
-        done.append(replace(f, verdict=verdict, log_threshold=-math.log(mine), alpha=mine))
-    return done

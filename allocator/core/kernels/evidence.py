@@ -5,8 +5,8 @@ infinity: the product of a zero count with it is zero rather than NaN, and a sta
 Callers have checked every argument.
 
 The exponential is our own because the C library's cannot be vectorised: the compiler turns this one into four lanes,
-one nanosecond each instead of six. It has no table and no fused multiply-add, so it gives the same bits on every
-machine. Skipping negligible summands instead was tried: the branches cost more than they save.
+one nanosecond each instead of six. It uses nothing but IEEE sums and products. Skipping negligible summands of the C
+library's instead was tried: about half as fast.
 """
 
 from __future__ import annotations
@@ -134,9 +134,7 @@ def fold_increments(log_weight, log_terms, started, in_block, exposed, increment
 
 
 @njit(cache=True, nogil=True, fastmath=False, error_model="numpy")
-def fold_rates(
-    log_weight, log_event, log_clear, log_terms, started, in_block, exposed, events, schedule, block, cap, out
-):
+def fold_rates(log_weight, log_event, log_clear, log_terms, started, in_block, exposed, events, schedule, block, cap, out):
     """Fold buckets of counts into S streams, each with its own grid padded to G points.
 
     Grids and log_terms: (S, G). started: int64 (S,). in_block, cap: (S,). exposed, events, out: (S, B).
@@ -149,9 +147,17 @@ def fold_rates(
             for k in range(log_weight.shape[1]):
                 increments[b, k] = events[s, b] * log_event[s, k] + clear * log_clear[s, k]
         started[s], in_block[s] = fold_increments(
-            log_weight[s], log_terms[s], started[s], in_block[s],
-            exposed[s], increments, schedule, block, cap[s], out[s],
-        )  # fmt: skip
+            log_weight[s],
+            log_terms[s],
+            started[s],
+            in_block[s],
+            exposed[s],
+            increments,
+            schedule,
+            block,
+            cap[s],
+            out[s],
+        )
 
 
 # ------------------------------------------------------------------------------------------- confidence sequences
@@ -266,11 +272,11 @@ def augmented_scores(candidate, outcome, pi, events, clear, scores):
         arm = 1 if candidate[t] else 0
         guess_candidate = (hits[1] + 0.5) / (rows[1] + 1.0)
         guess_incumbent = (hits[0] + 0.5) / (rows[0] + 1.0)
-        if arm == 1:
-            correction = (outcome[t] - guess_candidate) / pi[t]
+        scores[t] = guess_candidate - guess_incumbent
+        if candidate[t]:
+            scores[t] += (outcome[t] - guess_candidate) / pi[t]
         else:
-            correction = -(outcome[t] - guess_incumbent) / (1.0 - pi[t])
-        scores[t] = guess_candidate - guess_incumbent + correction
+            scores[t] -= (outcome[t] - guess_incumbent) / (1.0 - pi[t])
         hits[arm] += outcome[t]
         rows[arm] += 1.0
         events[t] = min(hits[0], hits[1])

@@ -298,17 +298,10 @@ def _layout(family, parameters):
         if family in (NORMAL, STUDENT):
             offset[j] = mode[j] - mode[base]
         else:
-            offset[j] = _log_ratio(parameters[0, j], parameters[0, base]) - _log_ratio(parameters[1, j], parameters[1, base])
+            offset[j] = math.log(parameters[0, j] / parameters[0, base]) - math.log(parameters[1, j] / parameters[1, base])
             if family == GAMMA_MIRRORED:
                 offset[j] = -offset[j]
     return shape, scale, low, high, offset, mode[base]
-
-
-@njit(cache=True, nogil=True, fastmath=False, error_model="numpy")
-def _log_ratio(u, v):
-    """ln(u / v), with all its digits where u and v are close."""
-    ratio = u / v
-    return math.log1p((u - v) / v) if 0.5 < ratio < 2.0 else math.log(ratio)
 
 
 @njit(cache=True, nogil=True, fastmath=False, error_model="numpy")
