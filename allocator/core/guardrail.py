@@ -205,7 +205,7 @@ def close(experiment: Experiment, status: Status, streams: Iterable[Stream], cou
     groups = _groups(experiment, status, held, counts, now)
     for group, folded in zip(groups, _fold(experiment, status, groups), strict=True):
         for stream, (breach, detector) in zip(group.streams, folded, strict=True):
-            closed.append(replace(stream, breach=breach, detector=detector, log_evidence=_log_level(group.grid, breach)))
+            closed.append(replace(stream, breach=breach, detector=detector, log_evidence=ev.log_level(group.grid, breach)))
     return tuple(closed)
 
 
@@ -330,7 +330,7 @@ def _levels(experiment: Experiment, status: Status, groups: Sequence[_Group]) ->
     """Evidence now of each group's streams: (2, N), natural logs of breach and detector."""
     if not groups[0].buckets.size:
         return [
-            np.array([[_log_level(g.grid, s.breach) for s in g.streams], [_log_level(g.grid, s.detector) for s in g.streams]])
+            np.array([[ev.log_level(g.grid, s.breach) for s in g.streams], [ev.log_level(g.grid, s.detector) for s in g.streams]])
             for g in groups
         ]
     alpha = alpha_of(experiment, status.activation)
@@ -348,7 +348,7 @@ def _levels(experiment: Experiment, status: Status, groups: Sequence[_Group]) ->
     for group in groups:
         if group.guardrail.relative:
             folded = _fold_labels(group, alpha)
-            found[id(group)] = np.array([[_log_level(group.grid, state) for state in states] for states in zip(*folded, strict=True)])
+            found[id(group)] = np.array([[ev.log_level(group.grid, state) for state in states] for states in zip(*folded, strict=True)])
     return [found[id(group)] for group in groups]
 
 
@@ -542,15 +542,6 @@ def _stream_share(experiment: Experiment, guardrail: Guardrail) -> float:
     if not whole or not parts:
         return 1.0 / (whole + parts)
     return 0.5 / (parts if guardrail.per is Per.SEGMENT else whole)
-
-
-def _log_level(grid: ev.RateGrid | ev.LabelGrid, state: ev.Restarts) -> float:
-    """ln of the mixture over the alternatives; 0 before the first outcome (an e-process starts at 1)."""
-    if state.started == 0:
-        return 0.0
-    terms = grid.log_weight + np.array(state.log_terms)
-    top = float(terms.max())
-    return top + math.log(float(np.exp(terms - top).sum()))
 
 
 def _missing(

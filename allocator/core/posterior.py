@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Real
 
 import numpy as np
 from numpy.typing import NDArray
@@ -267,7 +268,7 @@ def _as_counted(shift: float, unit: float) -> None:
 
 
 def _between(name: str, value: float, least: float, most: float) -> None:
-    if not (isinstance(value, int | float) and math.isfinite(value) and least <= value <= most):
+    if not (isinstance(value, Real) and math.isfinite(value) and least <= value <= most):
         raise InvalidArgument(f"{name}: got {value!r}; a number from {least:g} to {most:g} is allowed", field=name)
 
 

@@ -5,7 +5,7 @@ and `Sums`, one stream's count, total and squares of each arm, from which a post
 guardrail, or exposures.
 
 Everything counted is an integer: a value is rounded once, to micro-units, and its square is kept as multiples of a million and the rest,
-so that each sum of values in [0, 1] stays exact for 9e12 outcomes. Integers add up to the same bits in any order over any replicas;
+so that each sum of values in [0, 1] stays exact for 4e12 outcomes. Integers add up to the same bits in any order over any replicas;
 floating point sums do not, and then two planners publish different weights from the same outcomes. A sum that would leave 64 bits is
 refused, never wrapped. Decay happens when sums are read, over buckets that stay exact: decaying what is stored was dropped, because
 it makes the order of merging matter and a half-life final.

@@ -6,7 +6,7 @@ arm is best, what choosing it is expected to lose, quantiles, and the chance tha
 Every posterior is taken to a coordinate y in which it is smooth and unbounded: the log odds of a Beta, the logarithm of a Gamma,
 the value itself of a Normal and a Student t. There its log density is written as an offset from its mode, a form in which nothing
 cancels, so that a billion counts are as exact as ten. Panels of 16 Gauss-Legendre nodes march along y. A panel is as wide as the
-narrowest posterior it meets, or half of what is left to that posterior's mode: none is stepped over, and far from all of them the
+narrowest posterior it meets, or up to two thirds of the way to its mode: none is stepped over, and far from all of them the
 steps grow geometrically. Distribution functions are carried along by an integration matrix, so that one march gives the density and
 the distribution of every arm at every node. Coordinates are kept relative to one arm near the place where things happen, because the
 absolute coordinate has too few digits for posteriors a billionth wide.
@@ -29,7 +29,7 @@ PANEL = 1.5  # width of a panel in scales of the narrowest posterior
 _NODES = 16
 _DEPTH = 34.0  # a posterior ends where its density has fallen by exp(-34) = 2e-15
 _MEAN_DEPTH = 20.0  # and a Student t where the share of its mean beyond has fallen by exp(-20) = 2e-9
-_GROWTH = 2.5  # far out, the local scale is the distance from the mode divided by this
+_GROWTH = 2.5  # far out, the local scale is the distance from the mode divided by this; must exceed PANEL
 _WIDEST = 1.25  # scale beyond which log odds and logarithms still have features about one wide
 _MOST_PANELS = 20_000
 _MOST_STEPS = 200
