@@ -22,6 +22,7 @@ MAX_ARMS = 64
 MAX_GUARDRAILS = 32
 MAX_SEGMENTS = 32
 MAX_UNIT_BYTES = 256
+MAX_COUNT = 10_000  # of a POISSON reward: the sums of half a billion such outcomes still fit
 OTHER = "other"  # the segment of units that match none
 
 
@@ -419,8 +420,8 @@ def _reward(e: Experiment) -> Faults:
         yield "spec.reward.max", f"got {r.upper}; a finite number above min ({r.low}) is allowed"
     elif r.model is RewardModel.BERNOULLI and (r.low != 0 or r.upper != 1):
         yield "spec.reward.max", f"got [{r.low:g}, {r.upper:g}]; a BERNOULLI reward lies in [0, 1]"
-    elif r.model is RewardModel.POISSON and (r.low < 0 or r.upper > 1e6):
-        yield "spec.reward.max", f"got [{r.low:g}, {r.upper:g}]; a POISSON reward lies in [0, 1000000]"
+    elif r.model is RewardModel.POISSON and (r.low < 0 or r.upper > MAX_COUNT):
+        yield "spec.reward.max", f"got [{r.low:g}, {r.upper:g}]; a POISSON reward lies in [0, {MAX_COUNT:g}]"
     elif r.missing is not None and not (_finite(r.missing) and r.low <= r.missing <= r.upper):
         yield "spec.reward.missing", f"got {r.missing}; a number from min ({r.low:g}) to max ({r.upper:g}) is allowed"
     p, model = r.prior, r.model

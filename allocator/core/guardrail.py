@@ -31,7 +31,7 @@ SAFETY_ALPHA = 0.05
 RUN_LENGTH_SECONDS = 30 * 86400.0  # a false warning about once in this time, on average
 LEAST_RUN_LENGTH = 100_000.0  # outcomes; for experiments too young for their traffic to be known
 LEAST_REPORTED = 0.5  # of decisions whose window has passed; with less, nobody knows how the arm does
-STALE_BUCKETS = 3
+HEARD_FADES = 0.8  # weight of earlier buckets, at each settling, in how much is reported
 STOPPING = (BreachAction.FREEZE, BreachAction.DRAIN)
 
 
@@ -159,7 +159,7 @@ def review(
     alpha = alpha_of(experiment, status.activation)
     after, began, ended, environment = dict(held), [], [], set()
     findings: list[Finding] = []
-    found = zip(groups, _levels(experiment, status, groups), _totals(experiment, status, groups, now), strict=True)
+    found = zip(groups, _levels(experiment, status, groups), _totals(experiment, status, groups), strict=True)
     for group, levels, totals in found:
         for stream, finding, warning_since in _find(experiment, group, levels, totals, alpha, now, running_seconds):
             if (warning_since > 0) != (stream.warning_since > 0):
@@ -186,7 +186,8 @@ def settle(experiment: Experiment, status: Status, streams: Iterable[Stream], co
     groups = _groups(experiment, status, held, counts, math.inf)
     for group, folded in zip(groups, _fold(experiment, status, groups), strict=True):
         safe = _safe(experiment, group, stage_bucket)
-        for stream, (breach, detector), (count, events, denominators) in zip(group.streams, folded, safe, strict=True):
+        columns = zip(group.streams, folded, safe, group.asked.sum(axis=1), group.reported.sum(axis=1), strict=True)
+        for stream, (breach, detector), (count, events, denominators), asked, heard in columns:
             held[stream.stream, stream.arm, stream.segment] = replace(
                 stream,
                 breach=breach,
@@ -194,6 +195,8 @@ def settle(experiment: Experiment, status: Status, streams: Iterable[Stream], co
                 safe_count=count,
                 safe_events=events,
                 safe_denominators=denominators,
+                asked=HEARD_FADES * stream.asked + float(asked),
+                heard=HEARD_FADES * stream.heard + float(heard),
             )
     return tuple(held.values())
 
@@ -221,8 +224,9 @@ def forget_safety(streams: Iterable[Stream]) -> tuple[Stream, ...]:
 class _Group:
     """One guardrail's streams, N of them (arm by segment), and their B buckets.
 
-    exposed, reported, events: (N, B). matured: (B,) bool, no outcome can come any more. labels, safe_labels: of a relative guardrail, by
-    stream and bucket, against its two nulls.
+    exposed, reported, events: (N, B). asked: (N, B), decisions of the stream's own arm. matured: (B,) bool, no outcome can come any more.
+    labels, safe_labels: of a relative guardrail, by stream and bucket, against its two nulls. one_sided: (N,) bool, nothing is heard of
+    the incumbent that the arm is compared with.
     """
 
     guardrail: Guardrail
@@ -234,9 +238,11 @@ class _Group:
     exposed: NDArray[np.float64]
     reported: NDArray[np.float64]
     events: NDArray[np.float64]
+    asked: NDArray[np.float64]
     matured: NDArray[np.bool_]
     labels: tuple[tuple[ev.LabelSums, ...], ...] = ()
     safe_labels: tuple[tuple[ev.LabelSums, ...], ...] = ()
+    one_sided: NDArray[np.bool_] | None = None
 
 
 def _candidates(experiment: Experiment) -> list[int]:
@@ -275,15 +281,25 @@ def _group(
     ends = (counts.buckets + 1) * experiment.bucket_width_seconds
     matured = ends + experiment.guardrail_window_seconds(guardrail) <= now
     if not relative:
-        return _Group(guardrail, grid, low, high, streams, counts.buckets, exposed, reported, events, matured)
+        return _Group(guardrail, grid, low, high, streams, counts.buckets, exposed, reported, events, exposed, matured)
     labels = tuple(_labels_of(experiment, guardrail, stream, counts, index, matured, above=True) for stream in streams)
     safe_labels = tuple(_labels_of(experiment, guardrail, stream, counts, index, matured, above=False) for stream in streams)
-    incumbent = counts.exposed[:, experiment.incumbent]
-    mine = incumbent.sum(axis=1)[np.newaxis] if segments == (ALL,) else np.tile(incumbent.T, (len(arms), 1))
-    both = np.where(matured, exposed + mine, 0.0)
+    both = np.where(matured, exposed + _of_incumbent(counts.exposed, experiment, segments, arms), 0.0)
+    told = _of_incumbent(counts.reported[:, index], experiment, segments, arms)
+    one_sided = (told.sum(axis=1) == 0) & (exposed.sum(axis=1) > 0)
     if counts.buckets.size:
         both = np.maximum(both, np.array([[float(sums.events) for sums in row] for row in labels]))
-    return _Group(guardrail, grid, low, high, streams, counts.buckets, both, reported, events, matured, labels, safe_labels)
+    return _Group(
+        guardrail, grid, low, high, streams, counts.buckets, both, reported, events, exposed, matured, labels, safe_labels, one_sided
+    )
+
+
+def _of_incumbent(
+    values: NDArray[np.float64], experiment: Experiment, segments: tuple[int, ...], arms: Sequence[int]
+) -> NDArray[np.float64]:
+    """(B, arms, segments) → (N, B): the incumbent's row beside each candidate's stream."""
+    mine = values[:, experiment.incumbent]
+    return np.tile(mine.sum(axis=1), (len(arms), 1)) if segments == (ALL,) else np.tile(mine.T, (len(arms), 1))
 
 
 def _range(experiment: Experiment, guardrail: Guardrail) -> tuple[float, float]:
@@ -444,7 +460,7 @@ class _Totals:
     log_safety: list[float]
 
 
-def _totals(experiment: Experiment, status: Status, groups: Sequence[_Group], now: float) -> list[_Totals]:
+def _totals(experiment: Experiment, status: Status, groups: Sequence[_Group]) -> list[_Totals]:
     """Of each group. The arrays of all groups are summed together: a dozen small sums cost more than a large one."""
     stage_bucket = math.ceil(status.stage_since_seconds / experiment.bucket_width_seconds)
     settled = np.array([stream.breach.outcomes for group in groups for stream in group.streams])
@@ -452,7 +468,7 @@ def _totals(experiment: Experiment, status: Status, groups: Sequence[_Group], no
         np.concatenate([getattr(group, name) for group in groups]) for name in ("exposed", "reported", "events")
     )
     all_reported = reported.sum(axis=1)
-    missing = _missing(experiment, groups, exposed, reported, all_reported, settled, now)
+    missing = [because for group in groups for because in _missing(group)]
     columns = ((settled + exposed.sum(axis=1)).tolist(), all_reported.tolist(), events.sum(axis=1).tolist(), missing)
     done, at = [], 0
     for group in groups:
@@ -544,35 +560,24 @@ def _stream_share(experiment: Experiment, guardrail: Guardrail) -> float:
     return 0.5 / (parts if guardrail.per is Per.SEGMENT else whole)
 
 
-def _missing(
-    experiment: Experiment,
-    groups: Sequence[_Group],
-    exposed: NDArray[np.float64],
-    reported: NDArray[np.float64],
-    all_reported: NDArray[np.float64],
-    settled: NDArray[np.float64],
-    now: float,
-) -> list[str]:
-    """Of each stream of all groups: why nobody can say how the arm does, or "". Judged on decisions old enough to have been reported."""
-    found = ["no outcome carries this metric yet" if nothing else "" for nothing in (all_reported == 0) & (settled == 0)]
-    buckets = groups[0].buckets
-    if not buckets.size:
-        return found
-    ripe = np.concatenate([np.tile(g.matured & (not g.guardrail.relative), (len(g.streams), 1)) for g in groups])
-    asked, came = (exposed * ripe).sum(axis=1), (reported * ripe).sum(axis=1)
-    for row in np.flatnonzero(came < LEAST_REPORTED * asked):
-        found[row] = found[row] or (
-            f"only {came[row] / asked[row]:.0%} of decisions were reported within the window; at least {LEAST_REPORTED:.0%} are needed"
-        )
-    width = experiment.bucket_width_seconds
-    windows = [experiment.guardrail_window_seconds(g.guardrail) for g in groups for _ in g.streams]
-    patience = STALE_BUCKETS + np.ceil(np.array(windows) / width)
-    place = np.arange(buckets.size)
-    last_heard = np.where(reported > 0, place, -1).max(axis=1)
-    unheard = (exposed > 0) & (place > last_heard[:, np.newaxis])
-    oldest = buckets[unheard.argmax(axis=1)]
-    for row in np.flatnonzero(unheard.any(axis=1) & (now / width - oldest > patience)):
-        found[row] = found[row] or f"no outcome of a decision of the last {now - oldest[row] * width:.0f} s carries this metric"
+def _missing(group: _Group) -> list[str]:
+    """Of each stream: why nobody can say how the arm does, or "". Completeness is judged where no report can come any more."""
+    heard_ever = group.reported.sum(axis=1)
+    asked, heard = (group.asked * group.matured).sum(axis=1), (group.reported * group.matured).sum(axis=1)
+    found = []
+    for row, stream in enumerate(group.streams):
+        all_asked, all_heard = float(asked[row]) + stream.asked, float(heard[row]) + stream.heard
+        because = ""
+        if heard_ever[row] == 0 and stream.heard == 0:
+            because = "no outcome carries this metric yet"
+        elif all_heard < LEAST_REPORTED * all_asked:
+            because = (
+                f"only {all_heard / all_asked:.0%} of recent decisions were reported within the window;"
+                f" at least {LEAST_REPORTED:.0%} are needed"
+            )
+        elif group.one_sided is not None and group.one_sided[row]:
+            because = "no outcome of the incumbent carries this metric, so there is nothing to compare with"
+        found.append(because)
     return found
 
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from allocator.core.decision_id import DecisionId
-from allocator.core.experiment import Experiment, Guardrail
+from allocator.core.experiment import Experiment, Guardrail, RewardModel
 from allocator.core.guardrail import key_of
 from allocator.core.record import REWARD, Cell, Record
 from allocator.core.statistics import MICRO, square_of
@@ -57,6 +57,7 @@ class Contract:
         self.bucket_seconds = experiment.bucket_width_seconds
         self.window_seconds = experiment.reward.window_seconds
         self._reward = experiment.reward
+        self._squares = experiment.reward.model is not RewardModel.POISSON  # a Gamma posterior needs none, and counts may be large
         self._arms = len(experiment.arms)
         self._segments = len(experiment.segments) + 1
         self._rules = {name: _rule(experiment, name, record.metrics.index(name)) for name in metric_names(experiment)}
@@ -106,7 +107,8 @@ class Contract:
             mask |= 1 << rule.bit
             if rule.reward:
                 micro = round((value - self._reward.shift) / self._reward.unit * MICRO)
-                cells.append((rule.bit, Cell(bucket, decision.arm, decision.segment, REWARD, 0, 1, micro, *square_of(micro))))
+                squares = square_of(micro) if self._squares else (0, 0)
+                cells.append((rule.bit, Cell(bucket, decision.arm, decision.segment, REWARD, 0, 1, micro, *squares)))
             if not decision.first:
                 continue
             for use in rule.uses:

@@ -44,7 +44,8 @@ class Stream:
     stream: `Guardrail.stream`, "#" and the activation. breach: weighted restarts; detector: the warning's. warning_since: time at which
     the present warning began, 0 without one. safe_count, safe_events: matured outcomes since the stage was entered or the warning
     began; safe_denominators: the same of a relative guardrail's label sums, one number for each alternative.
-    log_evidence: as it stood when the activation ended, open buckets included.
+    log_evidence: as it stood when the activation ended, open buckets included. asked, heard: settled decisions and reports of them, the
+    recent ones weighing most: is anybody still reporting?
     """
 
     stream: str
@@ -57,6 +58,8 @@ class Stream:
     safe_events: float = 0.0
     safe_denominators: tuple[float, ...] = ()
     log_evidence: float = 0.0
+    asked: float = 0.0
+    heard: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
