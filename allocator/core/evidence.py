@@ -242,17 +242,47 @@ def fold_many(
 
 def look_many(
     grids: Sequence[RateGrid],
-    states: Sequence[Restarts],
+    breach: Sequence[Restarts],
+    detector: Sequence[Restarts],
     exposed: ArrayLike,
     events: ArrayLike,
-    schedule: Schedule = Schedule.WEIGHTED,
     block: float = BLOCK,
     caps: Sequence[float | None] | None = None,
 ) -> Floats:
-    """The evidence of S streams after these buckets, float64 (S,), without their new states: for open buckets, which will be folded
-    anew at the next look. At least one bucket; otherwise as fold_many.
+    """The evidence of S streams after these buckets, float64 (2, S): WEIGHTED from `breach`, SHIRYAEV_ROBERTS from `detector`.
+
+    For open buckets, which are folded anew at each look: no new state is made. exposed, events: (S, B), at least one bucket. caps: of the
+    WEIGHTED evidence. Otherwise as fold_many.
     """
-    return _folded(grids, states, exposed, events, schedule, block, caps)[1][:, -1]
+    exposed, events = checked_counts(exposed, events)
+    if exposed.ndim != 2 or not exposed.shape[1] or not 1 <= len(grids) == len(breach) == len(detector) == exposed.shape[0]:
+        raise invalid("exposed", f"has shape {exposed.shape}; expected (streams, buckets), a grid and two states each")
+    log_weight, log_event, log_clear = _padded(tuple(grids))
+    ceiling = np.array([_checked_cap(cap) for cap in caps or [None] * len(grids)], dtype=np.float64)
+    out = np.empty((2, len(grids)))
+    kernels.look_rates(
+        log_weight,
+        log_event,
+        log_clear,
+        *_packed(grids, breach, log_weight.shape[1]),
+        *_packed(grids, detector, log_weight.shape[1]),
+        exposed,
+        events,
+        _checked_block(block),
+        ceiling,
+        out,
+    )
+    return out
+
+
+def log_safety_many(grids: Sequence[RateGrid], exposed: ArrayLike, events: ArrayLike) -> Floats:
+    """As log_safety, for S streams at once: a `safety_grid`, exposures and events each. Returns float64 (S,)."""
+    exposed, events = checked_counts(exposed, events)
+    if exposed.shape != (len(grids),) or any(grid.above for grid in grids):
+        raise invalid("grids", f"are {len(grids)} for {exposed.shape} counts; expected a safety_grid for each")
+    out = np.empty(len(grids))
+    kernels.rate_evidence_each(*_padded(tuple(grids)), exposed, events, out)
+    return out
 
 
 def log_level(grid: RateGrid | LabelGrid, state: Restarts) -> float:
@@ -395,6 +425,7 @@ def fold_labels(
         schedule.value,
         _checked_block(block),
         _checked_cap(cap),
+        True,
         out,
     )
     new = Restarts(
@@ -488,7 +519,20 @@ def warm_up() -> None:
     grid, labels = rate_grid(0.01), label_grid(1.0)
     log_evidence(grid, 1, 0)
     fold(grid, no_restarts(grid), [1.0], [0.0])
+    look_many([grid], [no_restarts(grid)], [no_restarts(grid)], [[1.0]], [[0.0]])
+    log_safety_many([safety_grid(0.01)], [1.0], [0.0])
     fold_labels(labels, no_restarts(labels), [1.0], stack([label_sums(labels, 1.0, 0.0, 0.5)]))
+
+
+def _packed(grids: Sequence[RateGrid], states: Sequence[Restarts], points: int) -> tuple[Floats, Floats]:
+    """log_terms (S, G), padded; restarts started and outcomes in the open block (S, 2)."""
+    for grid, state in zip(grids, states, strict=True):
+        _checked_state(grid, state)
+    log_terms = np.full((len(states), points), LOG_ZERO)
+    for row, state in enumerate(states):
+        if state.started:
+            log_terms[row, : len(state.log_terms)] = state.log_terms
+    return log_terms, np.array([(state.started, state.in_block) for state in states], dtype=np.float64)
 
 
 def _folded(

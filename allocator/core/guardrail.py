@@ -31,6 +31,8 @@ SAFETY_ALPHA = 0.05
 RUN_LENGTH_SECONDS = 30 * 86400.0  # a false warning about once in this time, on average
 LEAST_RUN_LENGTH = 100_000.0  # outcomes; for experiments too young for their traffic to be known
 LEAST_REPORTED = 0.5  # of decisions whose window has passed; with less, nobody knows how the arm does
+Safe = Sequence[tuple[float, float, tuple[float, ...]]]  # of each stream: outcomes, bad ones, label denominators
+
 HEARD_FADES = 0.8  # weight of earlier buckets, at each settling, in how much is reported
 STOPPING = (BreachAction.FREEZE, BreachAction.DRAIN)
 
@@ -144,9 +146,7 @@ def segments_of(experiment: Experiment, guardrail: Guardrail) -> tuple[int, ...]
     return tuple(range(len(experiment.segments) + 1)) if guardrail.per is Per.SEGMENT else (ALL,)
 
 
-def review(
-    experiment: Experiment, status: Status, streams: Iterable[Stream], counts: Counts, now: float, running_seconds: float
-) -> Review:
+def review(experiment: Experiment, status: Status, streams: Iterable[Stream], counts: Counts, now: float, running_seconds: float) -> Review:
     """Look at every guardrail now.
 
     streams: as stored, over settled buckets. counts: open buckets of this activation. now: seconds since the epoch.
@@ -165,9 +165,7 @@ def review(
             if (warning_since > 0) != (stream.warning_since > 0):
                 key = (stream.stream, stream.arm, stream.segment)
                 (began if warning_since else ended).append(key)
-                after[key] = replace(
-                    stream, warning_since=warning_since, safe_count=0.0, safe_events=0.0, safe_denominators=()
-                )
+                after[key] = replace(stream, warning_since=warning_since, safe_count=0.0, safe_events=0.0, safe_denominators=())
             if finding.verdict is Verdict.WARN and finding.arm == experiment.incumbent:
                 environment.add(finding.guardrail)
             findings.append(finding)
@@ -252,12 +250,20 @@ def _candidates(experiment: Experiment) -> list[int]:
 def _groups(
     experiment: Experiment, status: Status, held: Mapping[tuple[str, int, int], Stream], counts: Counts, now: float
 ) -> list[_Group]:
-    return [_group(experiment, status, held, counts, now, index) for index in range(len(experiment.guardrails))]
+    pooled = (counts.exposed.sum(axis=2).T, counts.reported.sum(axis=3).transpose(1, 2, 0), counts.events.sum(axis=3).transpose(1, 2, 0))
+    return [_group(experiment, status, held, counts, pooled, now, index) for index in range(len(experiment.guardrails))]
 
 
 def _group(
-    experiment: Experiment, status: Status, held: Mapping[tuple[str, int, int], Stream], counts: Counts, now: float, index: int
+    experiment: Experiment,
+    status: Status,
+    held: Mapping[tuple[str, int, int], Stream],
+    counts: Counts,
+    pooled: tuple[NDArray[np.float64], ...],
+    now: float,
+    index: int,
 ) -> _Group:
+    """pooled: exposed (arms, B), reported and events (guardrails, arms, B), over all segments."""
     guardrail = experiment.guardrails[index]
     low, high = _range(experiment, guardrail)
     relative = guardrail.max_ratio is not None
@@ -265,19 +271,18 @@ def _group(
     segments = segments_of(experiment, guardrail)
     arms = _candidates(experiment) if relative else list(range(len(experiment.arms)))
     name, fresh = key_of(guardrail, status.activation), ev.no_restarts(grid)
-    streams = tuple(
-        held.get((name, arm, segment)) or Stream(name, arm, segment, fresh, fresh) for arm in arms for segment in segments
-    )
+    streams = tuple(held.get((name, arm, segment)) or Stream(name, arm, segment, fresh, fresh) for arm in arms for segment in segments)
 
-    def rows(values: NDArray[np.float64]) -> NDArray[np.float64]:
-        """(B, arms, segments) → (N, B), in the order of the streams."""
-        if segments == (ALL,):
-            return values.sum(axis=2).T[arms]
-        return values.transpose(1, 2, 0)[arms].reshape(len(streams), -1)
-
-    reported = rows(counts.reported[:, index])
-    events = np.minimum(rows(counts.events[:, index]), reported)
-    exposed = np.maximum(rows(counts.exposed), reported)
+    if segments == (ALL,):
+        exposed, reported, events = pooled[0], pooled[1][index], pooled[2][index]
+        if relative:
+            exposed, reported, events = exposed[arms], reported[arms], events[arms]
+    else:
+        exposed, reported, events = (
+            values.transpose(1, 2, 0)[arms].reshape(len(streams), -1)
+            for values in (counts.exposed, counts.reported[:, index], counts.events[:, index])
+        )
+    events, exposed = np.minimum(events, reported), np.maximum(exposed, reported)
     ends = (counts.buckets + 1) * experiment.bucket_width_seconds
     matured = ends + experiment.guardrail_window_seconds(guardrail) <= now
     if not relative:
@@ -354,13 +359,12 @@ def _levels(experiment: Experiment, status: Status, groups: Sequence[_Group]) ->
     found: dict[int, NDArray[np.float64]] = {}
     if rates:
         grids, exposed, events, caps = _stacked(rates, alpha)
-        breach = ev.look_many(grids, [s.breach for g in rates for s in g.streams], exposed, events, ev.Schedule.WEIGHTED, caps=caps)
-        detector = ev.look_many(grids, [s.detector for g in rates for s in g.streams], exposed, events, ev.Schedule.SHIRYAEV_ROBERTS)
+        streams = [stream for group in rates for stream in group.streams]
+        levels = ev.look_many(grids, [s.breach for s in streams], [s.detector for s in streams], exposed, events, caps=caps)
         at = 0
         for group in rates:
-            upto = at + len(group.streams)
-            found[id(group)] = np.stack([breach[at:upto], detector[at:upto]])
-            at = upto
+            found[id(group)] = levels[:, at : at + len(group.streams)]
+            at += len(group.streams)
     for group in groups:
         if group.guardrail.relative:
             folded = _fold_labels(group, alpha)
@@ -414,7 +418,7 @@ def _fold_labels(group: _Group, alpha: float) -> list[tuple[ev.Restarts, ev.Rest
     return done
 
 
-def _safe(experiment: Experiment, group: _Group, stage_bucket: int) -> list[tuple[float, float, tuple[float, ...]]]:
+def _safe(experiment: Experiment, group: _Group, stage_bucket: int) -> Safe:
     """Matured outcomes of the present stage, of each stream: their number, the bad ones, a relative guardrail's denominators.
 
     Of a stream that warns, only those since the warning began.
@@ -437,16 +441,26 @@ def _safe(experiment: Experiment, group: _Group, stage_bucket: int) -> list[tupl
     return done
 
 
-def _log_safety(group: _Group, safe: Sequence[tuple[float, float, tuple[float, ...]]]) -> NDArray[np.float64]:
-    """Evidence that each stream is within its limit: (N,), natural logs; 0 without a matured outcome."""
-    count = np.array([c for c, _, _ in safe])
-    events = np.array([e for _, e, _ in safe])
-    if group.guardrail.max_ratio is None:
-        grid = ev.safety_grid(group.guardrail.loss_limit(group.low, group.high))
-        return np.where(count > 0, ev.log_safety(grid, count, events), 0.0)
-    grid = ev.label_grid(group.guardrail.max_ratio, above=False)
-    sums = ev.LabelSums(events, count, np.array([d for _, _, d in safe]))
-    return np.where(count > 0, ev.log_label_evidence(grid, sums), 0.0)
+def _log_safety(groups: Sequence[_Group], safe: Sequence[Safe]) -> list[list[float]]:
+    """Evidence that each stream of each group is within its limit, natural logs; 0 without a matured outcome."""
+    found = [[0.0] * len(group.streams) for group in groups]
+    grids, counts, events, places = [], [], [], []
+    for index, (group, rows) in enumerate(zip(groups, safe, strict=True)):
+        for row, (count, bad, denominators) in enumerate(rows):
+            if count == 0 and bad == 0:
+                continue
+            if group.guardrail.max_ratio is not None:
+                grid = ev.label_grid(group.guardrail.max_ratio, above=False)
+                found[index][row] = float(ev.log_label_evidence(grid, ev.LabelSums(bad, count, np.array(denominators))))
+                continue
+            grids.append(ev.safety_grid(group.guardrail.loss_limit(group.low, group.high)))
+            counts.append(count)
+            events.append(bad)
+            places.append((index, row))
+    if grids:
+        for (index, row), log in zip(places, ev.log_safety_many(grids, counts, events).tolist(), strict=True):
+            found[index][row] = log
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -464,17 +478,15 @@ def _totals(experiment: Experiment, status: Status, groups: Sequence[_Group]) ->
     """Of each group. The arrays of all groups are summed together: a dozen small sums cost more than a large one."""
     stage_bucket = math.ceil(status.stage_since_seconds / experiment.bucket_width_seconds)
     settled = np.array([stream.breach.outcomes for group in groups for stream in group.streams])
-    exposed, reported, events = (
-        np.concatenate([getattr(group, name) for group in groups]) for name in ("exposed", "reported", "events")
-    )
+    exposed, reported, events = (np.concatenate([getattr(group, name) for group in groups]) for name in ("exposed", "reported", "events"))
     all_reported = reported.sum(axis=1)
     missing = [because for group in groups for because in _missing(group)]
     columns = ((settled + exposed.sum(axis=1)).tolist(), all_reported.tolist(), events.sum(axis=1).tolist(), missing)
+    safety = _log_safety(groups, [_safe(experiment, group, stage_bucket) for group in groups])
     done, at = [], 0
-    for group in groups:
+    for group, logs in zip(groups, safety, strict=True):
         upto = at + len(group.streams)
-        safety = _log_safety(group, _safe(experiment, group, stage_bucket))
-        done.append(_Totals(*(column[at:upto] for column in columns), safety.tolist()))
+        done.append(_Totals(*(column[at:upto] for column in columns), logs))
         at = upto
     return done
 

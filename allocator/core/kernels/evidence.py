@@ -107,11 +107,11 @@ def rate_evidence(log_weight, log_event, log_clear, exposed, events, out):
 
 
 @njit(cache=True, nogil=True, fastmath=False, error_model="numpy")
-def fold_increments(log_weight, log_terms, started, in_block, exposed, increments, schedule, block, cap, out):
+def fold_increments(log_weight, log_terms, started, in_block, exposed, increments, schedule, block, cap, each, out):
     """Fold buckets of log likelihood ratios into one stream; returns the new (started, in_block).
 
     log_weight: (G,). log_terms: (G,), advanced in place. exposed: (B,), outcomes of each bucket. increments: (B, G).
-    out: (B,), receives the evidence after each bucket. Inside, a term is multiple * exp(level): adding a restart
+    out: (B,), receives the evidence after each bucket, or with `each` off only out[-1]. Inside, a term is multiple * exp(level): adding a restart
     then takes one exponential and no logarithm.
     """
     level, multiple, scratch = log_terms, np.ones(log_terms.size), np.empty(log_terms.size)
@@ -126,8 +126,11 @@ def fold_increments(log_weight, log_terms, started, in_block, exposed, increment
             in_block += exposed[b]
             if in_block >= block:
                 in_block = 0.0
-            evidence = _log_sum(log_weight, level, multiple, scratch)
+            if each:
+                evidence = _log_sum(log_weight, level, multiple, scratch)
         out[b] = evidence
+    if not each and started > 0:
+        out[-1] = _log_sum(log_weight, level, multiple, scratch)
     for k in range(level.size):
         level[k] += math.log(multiple[k])
     return started, in_block
@@ -156,8 +159,47 @@ def fold_rates(log_weight, log_event, log_clear, log_terms, started, in_block, e
             schedule,
             block,
             cap[s],
+            True,
             out[s],
         )
+
+
+@njit(cache=True, nogil=True, fastmath=False, error_model="numpy")
+def look_rates(
+    log_weight, log_event, log_clear, breach_terms, breach_counts, detector_terms, detector_counts, exposed, events, block, cap, out
+):
+    """Evidence of S streams after these buckets under both schedules, WEIGHTED in out[0] and SHIRYAEV_ROBERTS in out[1]: (2, S).
+
+    As fold_rates, but the likelihood ratios of a bucket are worked out once for both. Terms: (S, G), overwritten. Counts: (S, 2),
+    restarts started and outcomes in the open block.
+    """
+    increments = np.empty((exposed.shape[1], log_weight.shape[1]))
+    evidence = np.empty(exposed.shape[1])
+    for s in range(log_weight.shape[0]):
+        for b in range(exposed.shape[1]):
+            clear = exposed[s, b] - events[s, b]
+            for k in range(log_weight.shape[1]):
+                increments[b, k] = events[s, b] * log_event[s, k] + clear * log_clear[s, k]
+        fold_increments(
+            log_weight[s], breach_terms[s], np.int64(breach_counts[s, 0]), breach_counts[s, 1],
+            exposed[s], increments, WEIGHTED, block, cap[s], False, evidence,
+        )  # fmt: skip
+        out[0, s] = evidence[-1]
+        fold_increments(
+            log_weight[s], detector_terms[s], np.int64(detector_counts[s, 0]), detector_counts[s, 1],
+            exposed[s], increments, SHIRYAEV_ROBERTS, block, np.inf, False, evidence,
+        )  # fmt: skip
+        out[1, s] = evidence[-1]
+
+
+@njit(cache=True, nogil=True, fastmath=False, error_model="numpy")
+def rate_evidence_each(log_weight, log_event, log_clear, exposed, events, out):
+    """Evidence without restarts of S streams, each with its own grid padded to G points. Grids: (S, G). The rest: (S,)."""
+    level, multiple, scratch = np.empty(log_weight.shape[1]), np.ones(log_weight.shape[1]), np.empty(log_weight.shape[1])
+    for s in range(out.size):
+        for k in range(level.size):
+            level[k] = max(events[s] * log_event[s, k] + (exposed[s] - events[s]) * log_clear[s, k], LOG_ZERO)
+        out[s] = _log_sum(log_weight[s], level, multiple, scratch)
 
 
 # ------------------------------------------------------------------------------------------- confidence sequences
