@@ -120,14 +120,15 @@ class Judgement:
 class Review:
     """One look at all guardrails: findings, a judgement for each candidate by arm index, warnings begun and ended.
 
-    streams: those folded so far, with their warnings brought up to date. environment: does the incumbent warn as well?
+    streams: those folded so far, with their warnings brought up to date. began: keys of streams that now warn; ended: keys of those that
+    recovered, and whether the incumbent had warned meanwhile. environment: guardrails of which the incumbent warns now.
     """
 
     findings: tuple[Finding, ...]
     judgements: Mapping[int, Judgement]
     streams: Mapping[tuple[str, int, int], Stream]
     began: tuple[tuple[str, int, int], ...] = ()
-    ended: tuple[tuple[str, int, int], ...] = ()
+    ended: tuple[tuple[tuple[str, int, int], bool], ...] = ()
     environment: frozenset[str] = frozenset()
 
 
@@ -157,20 +158,29 @@ def review(experiment: Experiment, status: Status, streams: Iterable[Stream], co
     if not groups:
         return Review((), {arm: _no_guardrail(experiment, status, arm) for arm in _candidates(experiment)}, held)
     alpha = alpha_of(experiment, status.activation)
-    after, began, ended, environment = dict(held), [], [], set()
     findings: list[Finding] = []
+    warnings: list[tuple[Stream, Finding, float]] = []
     found = zip(groups, _levels(experiment, status, groups), _totals(experiment, status, groups), strict=True)
     for group, levels, totals in found:
         for stream, finding, warning_since in _find(experiment, group, levels, totals, alpha, now, running_seconds):
-            if (warning_since > 0) != (stream.warning_since > 0):
-                key = (stream.stream, stream.arm, stream.segment)
-                (began if warning_since else ended).append(key)
-                after[key] = replace(stream, warning_since=warning_since, safe_count=0.0, safe_events=0.0, safe_denominators=())
-            if finding.verdict is Verdict.WARN and finding.arm == experiment.incumbent:
-                environment.add(finding.guardrail)
             findings.append(finding)
+            if warning_since or stream.warning_since:
+                warnings.append((stream, finding, warning_since))
+    environment = frozenset(f.guardrail for _, f, since in warnings if since and f.arm == experiment.incumbent)
+    after, began, ended = dict(held), [], []
+    for stream, finding, since in warnings:
+        key = (stream.stream, stream.arm, stream.segment)
+        common = (stream.common and stream.warning_since > 0) or (
+            finding.guardrail in environment and finding.arm != experiment.incumbent
+        )
+        if not stream.warning_since:
+            began.append(key)
+            stream = replace(stream, safe_count=0.0, safe_events=0.0, safe_denominators=())
+        elif not since:
+            ended.append((key, common))
+        after[key] = replace(stream, warning_since=since, common=common and since > 0)
     judgements = {arm: _judge(experiment, alpha, arm, findings) for arm in _candidates(experiment)}
-    return Review(tuple(findings), judgements, after, tuple(began), tuple(ended), frozenset(environment))
+    return Review(tuple(findings), judgements, after, tuple(began), tuple(ended), environment)
 
 
 def settle(experiment: Experiment, status: Status, streams: Iterable[Stream], counts: Counts, stage_bucket: int) -> tuple[Stream, ...]:

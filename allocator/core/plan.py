@@ -143,7 +143,7 @@ def plan(record: Record, found: Tally, now: float) -> Plan:
         waiting_for=missing,
         notes=notes,
         settle_through=through if settles else None,
-        changed=status != record.status or slots != record.slots or layouts != record.layouts or bool(look.began or look.ended),
+        changed=status != record.status or slots != record.slots or layouts != record.layouts,
     )
 
 
@@ -257,10 +257,10 @@ def _obey(experiment: Experiment, status: Status, look: Review, now: float, occu
     for key in look.began:
         name = experiment.arms[key[1]].name
         occurrences.append(Occurrence("guardrail.warn", f"{key[0].split('@')[0]} warns of {name}"))
-    for key in look.ended:
-        guardrail = key[0].split("@")[0]
-        kind = "ENVIRONMENT: the incumbent warned too" if guardrail in look.environment else "TRANSIENT"
-        occurrences.append(Occurrence("guardrail.recovered", f"{guardrail} of {experiment.arms[key[1]].name} recovered, {kind}"))
+    for key, common in look.ended:
+        kind = "ENVIRONMENT: the incumbent had warned as well" if common else "TRANSIENT"
+        name = experiment.arms[key[1]].name
+        occurrences.append(Occurrence("guardrail.recovered", f"{key[0].split('@')[0]} of {name} recovered, {kind}"))
     for arm, judgement in sorted(look.judgements.items()):
         name = experiment.arms[arm].name
         if judgement.action is None or name in status.drained:

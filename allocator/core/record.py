@@ -42,7 +42,7 @@ class Stream:
     """Evidence of one guardrail on one arm (and segment; -1: all together), folded over settled buckets.
 
     stream: `Guardrail.stream`, "#" and the activation. breach: weighted restarts; detector: the warning's. warning_since: time at which
-    the present warning began, 0 without one. safe_count, safe_events: matured outcomes since the stage was entered or the warning
+    the present warning began, 0 without one; common: the incumbent has warned meanwhile. safe_count, safe_events: matured outcomes since the stage was entered or the warning
     began; safe_denominators: the same of a relative guardrail's label sums, one number for each alternative.
     log_evidence: as it stood when the activation ended, open buckets included. asked, heard: settled decisions and reports of them, the
     recent ones weighing most: is anybody still reporting?
@@ -54,6 +54,7 @@ class Stream:
     breach: Restarts
     detector: Restarts
     warning_since: float = 0.0
+    common: bool = False
     safe_count: float = 0.0
     safe_events: float = 0.0
     safe_denominators: tuple[float, ...] = ()

@@ -14,11 +14,13 @@ from allocator.core.experiment import (
     Guardrail,
     Metric,
     Per,
+    Policy,
+    PolicyKind,
     RampStage,
     Reward,
     Segment,
 )
-from allocator.errors import InvalidArgument, Refused
+from allocator.errors import InvalidArgument, Overloaded, Refused, Unavailable
 from tests.conftest import two_arms
 
 RAMP = (
@@ -291,3 +293,78 @@ def test_without_a_planner_everyone_gets_the_incumbent_once_the_lease_is_over(re
     assert {(d.arm, d.reason.name, d.propensity) for d in stale} == {("old", "STALE", 1.0)}
     rehearsal.engine.planner.tick()
     assert {rehearsal.decide().reason.name for _ in range(20)} == {"ALLOCATED"}
+
+
+def test_a_freeze_that_cannot_be_stored_is_served_all_the_same_and_stored_later(rehearsal, monkeypatch):
+    rehearsal.run(two_arms())
+
+    def full(saves):
+        raise Overloaded("the disk is full", reason="STORE_FULL")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(rehearsal.store, "save", full)
+        rehearsal.serve(40, lambda arm: {"reward": 0.0, "error": float(arm == "new")})
+        assert rehearsal.decide().reason.name == "FROZEN"
+        assert rehearsal.store.record("default/ranker").status.state.value == "RUNNING"
+        rehearsal.clock.pass_(2)
+        rehearsal.plan()
+        assert {rehearsal.decide().reason.name for _ in range(50)} == {"FROZEN"}
+    rehearsal.clock.pass_(2)
+    rehearsal.plan()
+    assert rehearsal.store.record("default/ranker").status.state.value == "FROZEN"
+    assert rehearsal.decide().reason.name == "FROZEN"
+    assert rehearsal.actions().count("experiment.freeze") == 1
+
+
+def test_a_store_that_cannot_be_read_ends_the_lease(rehearsal, monkeypatch):
+    rehearsal.run(two_arms(lease_seconds=5.0))
+
+    def gone(since):
+        raise Unavailable("the store is gone")
+
+    monkeypatch.setattr(rehearsal.store, "changed", gone)
+    for _ in range(4):
+        rehearsal.clock.pass_(2)
+        with pytest.raises(Unavailable):
+            rehearsal.engine.planner.tick()
+    assert rehearsal.decide().reason.name == "STALE"
+
+
+@pytest.mark.parametrize("common", [False, True])
+def test_a_warning_takes_the_floor_and_ends_by_proof_of_recovery(rehearsal, common):
+    experiment = two_arms(
+        policy=Policy(kind=PolicyKind.FIXED, floor=0.2, shares={"old": 0.7, "new": 0.3}),
+        exposure=Exposure(total=0.5),
+        ramp=(RampStage(0.5), RampStage(0.5, approvals=1)),
+        reward=Reward("click", window_seconds=30),
+        guardrails=(Guardrail("errors", "error", max=0.05),),
+    )
+    engine = rehearsal.run(experiment)
+
+    def good(arm):
+        return {"reward": 0.0, "error": 0.0}
+
+    def worse(arm):
+        return {"reward": 0.0, "error": rehearsal.chance(0.14 if common or arm == "new" else 0.0)}
+
+    def warned() -> tuple[str, ...]:
+        return engine.describe("ranker").plan.judgements[0].warned
+
+    for _ in range(40):
+        rehearsal.serve(200, good, seconds=5)
+    for _ in range(60):
+        rehearsal.serve(200, worse)
+        if warned() and (not common or rehearsal.actions().count("guardrail.warn") == 2):
+            break
+    assert warned() == ("errors",)
+    assert rehearsal.record().status.state.value == "RUNNING"  # a warning is no breach
+    described = engine.describe("ranker")
+    assert any("has no floor" in note for note in described.notes)
+    assert any("recovered" in what for what in described.plan.waiting_for)
+    for _ in range(200):
+        rehearsal.serve(300, good, seconds=5)
+        if not warned():
+            break
+    reason = next(r.entry.reason for r in rehearsal.store.audit() if "errors of new recovered" in r.entry.reason)
+    assert ("ENVIRONMENT" in reason) == common
+    assert ("TRANSIENT" in reason) != common
