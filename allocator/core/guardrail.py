@@ -162,7 +162,7 @@ def review(experiment: Experiment, status: Status, streams: Iterable[Stream], co
     warnings: list[tuple[Stream, Finding, float]] = []
     found = zip(groups, _levels(experiment, status, groups), _totals(experiment, status, groups), strict=True)
     for group, levels, totals in found:
-        for stream, finding, warning_since in _find(experiment, group, levels, totals, alpha, now, running_seconds):
+        for stream, finding, warning_since in _find(experiment, group, levels, totals, alpha, status.drained, now, running_seconds):
             findings.append(finding)
             if warning_since or stream.warning_since:
                 warnings.append((stream, finding, warning_since))
@@ -507,10 +507,11 @@ def _find(
     levels: NDArray[np.float64],
     totals: _Totals,
     alpha: float,
+    drained: tuple[str, ...],
     now: float,
     running_seconds: float,
 ) -> list[tuple[Stream, Finding, float]]:
-    """Of each stream: the stream, what it says now, and since when it warns (0: it does not)."""
+    """Of each stream: the stream, what it says now, and since when it warns (0: it does not). A drained arm begins no warning."""
     g, relative = group.guardrail, group.guardrail.relative
     limit = next(v for v in (g.max, g.min, g.max_ratio) if v is not None)
     share = _stream_share(experiment, g)
@@ -525,7 +526,7 @@ def _find(
         warning = stream.warning_since
         if detector_levels[row] < log_warning:
             warning = 0.0 if proven else warning
-        elif not warning:
+        elif not warning and experiment.arms[stream.arm].name not in drained:
             warning = now
         verdict, message = Verdict.CLEAR, "" if proven else "not proven safe yet"
         if stream.arm != experiment.incumbent and log_breach >= log_threshold:
