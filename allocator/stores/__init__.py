@@ -1,0 +1,5 @@
+"""Stores: what must outlive a process. One file a technology, each held to the same suite (`tests/stores/test_contract.py`).
+
+`memory.py` is what the words of `ports.Store` mean; `sqlite.py` is the default, one file on one disk; `rules.py` is what they share:
+which outcome counts, and how audit records are chained; `documents.py` turns a record into bytes and back.
+"""
