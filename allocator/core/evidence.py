@@ -8,7 +8,7 @@ The idea. An alternative rate q above the limit p0 gives each outcome X in [0, 1
 whose mean is at most 1 for every true rate up to p0. A product of such factors is an e-process, and so is a mixture of
 products over a fixed grid of alternatives. Each product is a function of two sums, exposures and events, so replicas
 add counts in any order and obtain the same evidence. Only alternatives on one side of the limit take part: a mixture
-over both sides would also fire on a candidate that is better. Four things are built on that:
+over both sides would also fire on a candidate that is better. Five things are built on that:
 
 - restarts: a long good history is a debt that evidence has to pay back first. A weighted sum of processes, one started
   at each block of outcomes, sees a late degradation and is still an e-process (WEIGHTED: for `freeze`). With all
@@ -16,6 +16,8 @@ over both sides would also fire on a candidate that is better. Four things are b
   detector with a finite run length raises a false alarm with certainty in the end: Dandapanthula & Ramdas 2025);
 - the mirror image, alternatives below the limit: proof of safety, needed to widen exposure;
 - the label kernel: among rows with an event, is the candidate's share larger than its propensity explains?
+- constant bets: the same alternatives as straight lines in X, sharper for fractions, additive one sum per alternative;
+  and with the same means a margin on the difference to the incumbent;
 - combination of the streams of one candidate, and which of them are to blame.
 
 Order. Count an exposure in the bucket of its *decision*, and an event in the bucket of the decision it belongs to,
@@ -48,15 +50,38 @@ Floats = NDArray[np.float64]
 
 BLOCK = 50  # outcomes that close a block
 LARGEST_COUNT = 2.0**53  # above it a float64 no longer counts by ones
+_ROWS_AT_ONCE = 65_536  # of bet_sums, to bound its memory
 LOG_ZERO = kernels.LOG_ZERO  # stands for ln 0 wherever a state or a grid holds one
 
 
 class Schedule(enum.Enum):
-    """What each restart weighs, and hence what reaching a threshold means."""
+    """What each restart weighs, and hence what reaching a threshold means. See also `Bounded`."""
 
     WEIGHTED = kernels.WEIGHTED  # weights sum to one: the probability of ever reaching 1/alpha is at most alpha
     SHIRYAEV_ROBERTS = kernels.SHIRYAEV_ROBERTS  # every weight is one: the average run length is bounded
     CUSUM = kernels.CUSUM  # the largest instead of the sum: as SHIRYAEV_ROBERTS, somewhat slower after a quiet time
+
+
+@dataclass(frozen=True, slots=True)
+class Bounded:
+    """A schedule for a campaign of declared length: each of the first `restarts` blocks weighs the same, later ones
+    start nothing.
+
+    The weights sum to one, as under WEIGHTED: the probability of ever reaching 1/alpha is at most alpha. A change in
+    any block costs ln(restarts) nats, whereas WEIGHTED charges an early one less and a late one more. Raises
+    InvalidArgument outside [1, 1e9].
+    """
+
+    restarts: int
+
+    def __post_init__(self) -> None:
+        if type(self.restarts) is not int or not 1 <= self.restarts <= 1_000_000_000:
+            raise invalid("restarts", f"is {self.restarts!r}; expected a whole number in [1, 1e9]")
+
+    @property
+    def value(self) -> int:
+        """As the kernels take it: below 0."""
+        return -self.restarts
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -85,6 +110,36 @@ class LabelGrid:
     ratio: float
     log_weight: Floats
     log_ratio: Floats
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class DifferenceGrid:
+    """Bets against "candidate's event rate - incumbent's <= margin"; made by `difference_grid`.
+
+    log_weight: ln of the mixture weights. stake: each bet as a share, in (0, 1), of the largest that cannot be ruined.
+    Both float64 (G,), read-only.
+    """
+
+    margin: float
+    log_weight: Floats
+    stake: Floats
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class BetSums:
+    """Sums over outcomes, for one RateGrid or DifferenceGrid; add them in any order.
+
+    outcomes, events: how many, and the sum of their losses. log_factors: float64 (G,), ln of the product of each bet's
+    factors.
+    """
+
+    outcomes: float
+    events: float
+    log_factors: Floats
+
+    def __add__(self, other: BetSums) -> BetSums:
+        factors = np.maximum(self.log_factors + other.log_factors, LOG_ZERO)  # ruined twice is ruined
+        return BetSums(self.outcomes + other.outcomes, self.events + other.events, factors)
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,10 +234,55 @@ def log_safety(grid: RateGrid, exposed: ArrayLike, events: ArrayLike) -> float |
     return log_evidence(grid, exposed, events)
 
 
+def bet_sums(grid: RateGrid, losses: ArrayLike, exposed: float | None = None) -> BetSums:
+    """Sums of constant bets on losses that are fractions; sharper than log_evidence, which needs only their total.
+
+    losses: (N,) in [0, 1]. exposed: outcomes there will be, at least N; those still to come count as 0. None: N. The
+    factor of a loss X is 1 + lam (X - limit), with lam = (q - limit) / (limit (1 - limit)) for each alternative q: the
+    straight line through the two factors that log_evidence gives to 0 and 1, hence equal to it there and above it
+    between. These sums are floats: order of addition changes their last bits. Raises InvalidArgument. Source:
+    Waudby-Smith & Ramdas 2024, bets held constant.
+    """
+    losses = checked_amounts("losses", losses)
+    if losses.ndim != 1 or np.any(losses > 1.0):
+        raise invalid("losses", f"has shape {losses.shape}, largest {losses.max(initial=0.0)}; expected (N,) in [0, 1]")
+    number = float(losses.size)
+    exposed = number if exposed is None else float(checked_amounts("exposed", exposed))
+    if exposed < number:
+        raise invalid("exposed", f"is {exposed:g} for {number:g} losses; it cannot be less")
+    with np.errstate(divide="ignore", over="ignore"):  # ln 0, and many times LOG_ZERO
+        factors = (exposed - number) * grid.log_clear
+        for part in np.array_split(losses, math.ceil(number / _ROWS_AT_ONCE) or 1):
+            low = np.add.outer(np.log1p(-part), grid.log_clear)
+            factors = factors + np.logaddexp(low, np.add.outer(np.log(part), grid.log_event)).sum(axis=0)
+    return BetSums(exposed, float(losses.sum()), np.maximum(factors, LOG_ZERO))
+
+
+def log_bet_evidence(grid: RateGrid | DifferenceGrid, sums: BetSums) -> float:
+    """Evidence against the grid's limit (or margin) from sums of constant bets, without restarts: natural log."""
+    return float(np.logaddexp.reduce(grid.log_weight + sums.log_factors))
+
+
+def fold_bets(
+    grid: RateGrid | DifferenceGrid,
+    state: Restarts,
+    buckets: Sequence[BetSums],
+    schedule: Schedule | Bounded = Schedule.WEIGHTED,
+    block: float = BLOCK,
+    cap: float | None = None,
+) -> tuple[Restarts, Floats]:
+    """Fold buckets, in decision order, of constant bets; as fold. Raises InvalidArgument."""
+    exposed, events = checked_counts([bucket.outcomes for bucket in buckets], [bucket.events for bucket in buckets])
+    increments = np.array([bucket.log_factors for bucket in buckets], dtype=np.float64)
+    if increments.shape != (exposed.size, grid.log_weight.size):
+        raise invalid("buckets", f"has shape {increments.shape}; expected at least one bucket of {grid.log_weight.size} factors each")
+    return _folded_increments(grid, state, exposed, events, increments, schedule, block, cap)
+
+
 # ------------------------------------------------------------------------------------- buckets, restarts, thresholds
 
 
-def no_restarts(grid: RateGrid | LabelGrid) -> Restarts:
+def no_restarts(grid: RateGrid | LabelGrid | DifferenceGrid) -> Restarts:
     """The state of a stream that has seen nothing."""
     return Restarts(log_terms=(LOG_ZERO,) * grid.log_weight.size)
 
@@ -192,7 +292,7 @@ def fold(
     state: Restarts,
     exposed: ArrayLike,
     events: ArrayLike,
-    schedule: Schedule = Schedule.WEIGHTED,
+    schedule: Schedule | Bounded = Schedule.WEIGHTED,
     block: float = BLOCK,
     cap: float | None = None,
 ) -> tuple[Restarts, Floats]:
@@ -211,7 +311,7 @@ def fold_many(
     states: Sequence[Restarts],
     exposed: ArrayLike,
     events: ArrayLike,
-    schedule: Schedule = Schedule.WEIGHTED,
+    schedule: Schedule | Bounded = Schedule.WEIGHTED,
     block: float = BLOCK,
     caps: Sequence[float | None] | None = None,
 ) -> tuple[tuple[Restarts, ...], Floats]:
@@ -221,7 +321,7 @@ def fold_many(
     buckets of one stream, closed by the bucket that brings it to `block` exposures; a restart is added at its first
     exposure. caps: a stream's largest log likelihood ratio from one bucket, see persistence_cap; None: no cap.
     Returns S new states and the natural log of the evidence after each bucket, float64 (S, B); it is 0 before the first
-    exposure. Compare WEIGHTED with freeze_threshold, the other two with detector_threshold.
+    exposure. Compare WEIGHTED and Bounded with freeze_threshold, the other two with detector_threshold.
     Raises InvalidArgument. Source: Shin, Ramdas & Rinaldo 2023.
     """
     (exposed, events, log_terms, started, in_block), out = _folded(grids, states, exposed, events, schedule, block, caps)
@@ -285,7 +385,7 @@ def log_safety_many(grids: Sequence[RateGrid], exposed: ArrayLike, events: Array
     return out
 
 
-def log_level(grid: RateGrid | LabelGrid, state: Restarts) -> float:
+def log_level(grid: RateGrid | LabelGrid | DifferenceGrid, state: Restarts) -> float:
     """Evidence that a state holds: what fold returned after the last bucket; 0 before the first exposure."""
     _checked_state(grid, state)
     if state.started == 0:
@@ -397,7 +497,7 @@ def fold_labels(
     state: Restarts,
     exposed: ArrayLike,
     sums: LabelSums,
-    schedule: Schedule = Schedule.WEIGHTED,
+    schedule: Schedule | Bounded = Schedule.WEIGHTED,
     block: float = BLOCK,
     cap: float | None = None,
 ) -> tuple[Restarts, Floats]:
@@ -412,30 +512,8 @@ def fold_labels(
     denominators = np.atleast_2d(sums.log_denominators)
     if not exposed.ndim == 1 or denominators.shape != (exposed.size, grid.log_weight.size):
         raise invalid("sums", f"has shape {denominators.shape}; expected {(exposed.size, grid.log_weight.size)}")
-    _checked_state(grid, state)
     increments = np.multiply.outer(candidate, grid.log_ratio) - denominators
-    log_terms, out = np.array(state.log_terms), np.empty(exposed.size)
-    started, in_block = kernels.fold_increments(
-        grid.log_weight,
-        log_terms,
-        state.started,
-        state.in_block,
-        exposed,
-        increments,
-        schedule.value,
-        _checked_block(block),
-        _checked_cap(cap),
-        True,
-        out,
-    )
-    new = Restarts(
-        log_terms=tuple(log_terms.tolist()),
-        started=int(started),
-        in_block=float(in_block),
-        outcomes=state.outcomes + float(exposed.sum()),
-        events=state.events + float(events.sum()),
-    )
-    return new, out
+    return _folded_increments(grid, state, exposed, events, increments, schedule, block, cap)
 
 
 def stack(buckets: Sequence[LabelSums]) -> LabelSums:
@@ -445,6 +523,55 @@ def stack(buckets: Sequence[LabelSums]) -> LabelSums:
         np.array([bucket.events for bucket in buckets], dtype=np.float64),
         np.array([bucket.log_denominators for bucket in buckets], dtype=np.float64),
     )
+
+
+# ------------------------------------------------------------------------------------- a margin on a difference
+
+
+@lru_cache(maxsize=4096)
+def difference_grid(margin: float) -> DifferenceGrid:
+    """Bets against "candidate's event rate <= incumbent's + margin".
+
+    margin: in [-0.99, 0.99]. 32 stakes, a factor of about 1.35 apart from 1e-4 up to 0.99, of equal weight: the best
+    stake is about the excess times the candidate's share over the event rate, so that small shares need small stakes.
+    For proof of safety, "rate < incumbent's + margin", exchange the arms: difference_grid(-margin), events exchanged, 1
+    - pi. Raises InvalidArgument.
+    """
+    if not -0.99 <= margin <= 0.99:
+        raise invalid("margin", f"is {margin}; expected a difference of rates in [-0.99, 0.99]")
+    stake = np.exp(np.linspace(math.log(1e-4), math.log(0.99), 32))
+    return DifferenceGrid(float(margin), _frozen(_normalised(np.zeros(32), 1.0)), _frozen(stake))
+
+
+def difference_sums(
+    grid: DifferenceGrid, candidate_events: ArrayLike, incumbent_events: ArrayLike, exposed: ArrayLike, pi: ArrayLike
+) -> BetSums:
+    """Sums over cells of rows that share a propensity; a cell may also be a single row.
+
+    candidate_events, incumbent_events: (C,), events of each arm; fractions of an event add up and can only lower the
+    evidence. exposed: (C,), rows of both arms, at least their events. pi: (C,) strictly between 0 and 1, the
+    candidate's chance among the two in force at those rows: rows where a cap or a freeze decided do not belong here.
+
+    Each row bets on Z = Y (A / pi - (1 - A) / (1 - pi)), whose mean given the past is the difference of the rates, by
+    the factor 1 + lam (Z - margin), lam = stake / (1 / (1 - pi) + margin): pi is known before the row, so the bet may
+    depend on it, and no row can make the factor negative. Valid for any propensities and drifting rates; unlike the
+    label kernel it counts rows without event, and an incident common to both arms costs it evidence. Raises
+    InvalidArgument. Source: Waudby-Smith & Ramdas 2024.
+    """
+    candidate = checked_amounts("candidate_events", candidate_events)
+    incumbent = checked_amounts("incumbent_events", incumbent_events)
+    exposed, pi = checked_amounts("exposed", exposed), np.asarray(pi, dtype=np.float64)
+    candidate, incumbent, exposed, pi = np.broadcast_arrays(*np.atleast_1d(candidate, incumbent, exposed, pi))
+    if pi.ndim != 1 or not np.all((pi > 0.0) & (pi < 1.0)):
+        raise invalid("pi", f"is {pi}; expected a number strictly between 0 and 1 for each cell")
+    if np.any(candidate + incumbent > exposed):
+        raise invalid("exposed", f"is {exposed}; expected at least the events of both arms in each cell")
+    bet = np.multiply.outer(1.0 / (1.0 / (1.0 - pi) + grid.margin), grid.stake)  # (C, G)
+    clear = np.log1p(-bet * grid.margin)
+    up = np.log1p(bet * (1.0 / pi - grid.margin)[:, np.newaxis])
+    down = np.log1p(-grid.stake)  # 1 - lam (1 / (1 - pi) + margin)
+    factors = candidate @ up + incumbent.sum() * down + (exposed - candidate - incumbent) @ clear
+    return BetSums(float(exposed.sum()), float(candidate.sum() + incumbent.sum()), factors)
 
 
 # ------------------------------------------------------------------------------------------- several streams
@@ -540,7 +667,7 @@ def _folded(
     states: Sequence[Restarts],
     exposed: ArrayLike,
     events: ArrayLike,
-    schedule: Schedule,
+    schedule: Schedule | Bounded,
     block: float,
     caps: Sequence[float | None] | None,
 ) -> tuple[tuple[Floats, Floats, Floats, NDArray[np.int64], Floats], Floats]:
@@ -575,6 +702,42 @@ def _folded(
         out,
     )
     return (exposed, events, log_terms, started, in_block), out
+
+
+def _folded_increments(
+    grid: RateGrid | LabelGrid | DifferenceGrid,
+    state: Restarts,
+    exposed: Floats,
+    events: Floats,
+    increments: Floats,
+    schedule: Schedule | Bounded,
+    block: float,
+    cap: float | None,
+) -> tuple[Restarts, Floats]:
+    """The state after buckets of log likelihood ratios (B, G), and the evidence after each. exposed, events: (B,)."""
+    _checked_state(grid, state)
+    log_terms, out = np.array(state.log_terms), np.empty(exposed.size)
+    started, in_block = kernels.fold_increments(
+        grid.log_weight,
+        log_terms,
+        state.started,
+        state.in_block,
+        exposed,
+        increments,
+        schedule.value,
+        _checked_block(block),
+        _checked_cap(cap),
+        True,
+        out,
+    )
+    new = Restarts(
+        log_terms=tuple(log_terms.tolist()),
+        started=int(started),
+        in_block=float(in_block),
+        outcomes=state.outcomes + float(exposed.sum()),
+        events=state.events + float(events.sum()),
+    )
+    return new, out
 
 
 def checked_counts(whole: ArrayLike, part: ArrayLike, names: tuple[str, str] = ("exposed", "events")) -> tuple[Floats, Floats]:
@@ -612,7 +775,7 @@ def _checked_log(name: str, value: ArrayLike) -> Floats:
     return array
 
 
-def _checked_state(grid: RateGrid | LabelGrid, state: Restarts) -> None:
+def _checked_state(grid: RateGrid | LabelGrid | DifferenceGrid, state: Restarts) -> None:
     if len(state.log_terms) != grid.log_weight.size:
         raise invalid("state", f"has {len(state.log_terms)} terms; its grid has {grid.log_weight.size}")
     if not (state.started >= 0 and state.in_block >= 0.0 and math.isfinite(sum(state.log_terms))):

@@ -54,7 +54,12 @@ def _exp(t):
 
 @njit(cache=True, nogil=True, fastmath=False, error_model="numpy")
 def log_restart_weight(restart, schedule):
-    """ln g_j of restart j = 1, 2, ...: sums to one under WEIGHTED, is one under the two detectors."""
+    """ln g_j of restart j = 1, 2, ...: sums to one under WEIGHTED, is one under the two detectors.
+
+    A schedule below 0, say -J, is that of evidence.Bounded: 1 / J for the first J restarts.
+    """
+    if schedule < 0:
+        return -math.log(-schedule) if restart <= -schedule else LOG_ZERO
     if schedule != WEIGHTED:
         return 0.0
     log_index = math.log(restart + 1.0)
