@@ -6,6 +6,9 @@ In: messages of `allocator/v1`. Out: values of the core, and back. Nothing is ch
 
 from __future__ import annotations
 
+import hashlib
+from typing import TYPE_CHECKING
+
 from allocator.core.audit import AuditRecord
 from allocator.core.experiment import (
     Arm,
@@ -32,11 +35,13 @@ from allocator.core.experiment import (
     WarmStart,
 )
 from allocator.core.lifecycle import ArmState, State
-from allocator.core.record import Record
 from allocator.errors import InvalidArgument
 from allocator.v1 import allocator_pb2 as pb
 from allocator.wire.enums import from_number, to_number
 from allocator.wire.scalars import duration, fill_match, match_from_message, seconds_of, timestamp
+
+if TYPE_CHECKING:  # it brings numba along, and whoever lints a file must not wait for that
+    from allocator.core.record import Record
 
 API_VERSION = "allocator/v1"
 KIND = "Experiment"
@@ -256,20 +261,22 @@ def record_to_message(record: Record) -> pb.Experiment:
     status.snapshot_version = record.version
     status.winner = s.winner or s.recommended
     shadow = s.state is State.RUNNING and record.experiment.stages[s.stage].shadow
+    served = record.served
     for index, arm in enumerate(record.experiment.arms):
         state = ArmState.ACTIVE
         if arm.name in s.drained:
             state = ArmState.DRAINED
         elif shadow and not arm.incumbent:
             state = ArmState.SHADOW
-        slots = record.slots[0][index] if record.slots else 0
-        status.arms.add(arm=arm.name, state=to_number(state), slots=slots)
+        status.arms.add(arm=arm.name, state=to_number(state), slots=served[index])
     return message
 
 
 def etag(record: Record) -> str:
-    """Opaque to callers; changes with every write."""
-    return f"{record.uid}-{record.version}"
+    """Opaque to callers; changes when a person or a guardrail changed something, not with each new plan."""
+    s = record.status
+    seen = (record.uid, record.revision, s.state, s.stage, s.freeze_epoch, s.resume_epoch, s.drained, s.approvers, s.winner)
+    return hashlib.blake2b(repr(seen).encode(), digest_size=8).hexdigest()
 
 
 def audit_to_message(record: AuditRecord) -> pb.AuditRecord:

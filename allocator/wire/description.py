@@ -15,7 +15,9 @@ from allocator.wire.enums import to_number
 def description_to_message(d: Description) -> pb.DescribeExperimentResponse:
     """All that `describe` tells."""
     experiment, status = d.record.experiment, d.record.status
-    message = pb.DescribeExperimentResponse(experiment=record_to_message(d.record), notes=d.notes)
+    message = pb.DescribeExperimentResponse(
+        experiment=record_to_message(d.record), notes=d.notes, sample_ratio_p_value=d.sample_ratio
+    )
     message.plan_time.CopyFrom(timestamp(d.seconds))
     for arm in d.arms:
         message.arms.add(

@@ -56,6 +56,8 @@ def entry_to_message(entry: Entry) -> pb.SnapshotEntry:
         burst=entry.burst,
         counted=entry.counted,
         first_only=entry.first_only,
+        leased_requests=entry.leased_requests,
+        leased_units=entry.leased_units,
     )
     for index, (name, uri) in enumerate(zip(entry.arms, entry.model_uris, strict=True)):
         state = pb.ARM_STATE_DRAINED if entry.drained >> index & 1 else pb.ARM_STATE_ACTIVE
@@ -109,6 +111,8 @@ def entry_from_message(m: pb.SnapshotEntry) -> Entry:
         cap=m.cap,
         cap_per_candidate=m.cap_per_candidate,
         burst=m.burst,
+        leased_requests=m.leased_requests,
+        leased_units=m.leased_units,
     )
 
 

@@ -14,6 +14,7 @@ import math
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -46,10 +47,14 @@ _Constructor.add_constructor("tag:yaml.org,2002:timestamp", lambda loader, node:
 
 @dataclass(frozen=True, slots=True)
 class SpecFile:
-    """One experiment of a file. `message` is what was written, `experiment` its checked value."""
+    """One experiment of a file. `message` is what was written, `experiment` its checked value.
+
+    where: the path of a field to `source:line:column: path`, for what is found wrong with it later on.
+    """
 
     message: pb.Experiment
     experiment: Experiment
+    where: Callable[[str], str]
 
 
 def load(text: str | bytes, source: str = "<input>") -> list[SpecFile]:
@@ -78,8 +83,10 @@ def load(text: str | bytes, source: str = "<input>") -> list[SpecFile]:
             for v in violations(experiment)
             if not any(v.field == path or v.field.startswith((path + ".", path + "[")) for path in named)
         )
-        faults.extend(Violation(f"{source}:{_where(tree, path)}: {path}", message) for path, message in reader.found)
-        loaded.append(SpecFile(message, experiment))
+        where = partial(_located, source, tree)
+        for path, message in sorted(reader.found, key=lambda found: _place(tree, found[0])):
+            faults.append(Violation(where(path), message))
+        loaded.append(SpecFile(message, experiment, where))
     if faults:
         count = f"{len(faults)} invalid field{'s' if len(faults) > 1 else ''}"
         raise InvalidArgument(f"{source} has {count}", violations=faults, reason="INVALID_SPEC", source=source)
@@ -96,17 +103,27 @@ def load_file(path: Path) -> list[SpecFile]:
         raise InvalidArgument.of_field(str(path), f"cannot be read: {exc.strerror}", reason="CANNOT_READ") from exc
 
 
-def to_document(message: Message) -> dict[str, Any]:
-    """The message as plain mappings and lists in the words of spec files: camelCase, short enum names, durations as text."""
+def to_document(message: Message, *, zeros: bool = False) -> dict[str, Any]:
+    """The message as plain mappings and lists in the words of spec files: camelCase, short enum names, durations as text.
+
+    zeros: also plain numbers and flags that are 0, for those who look a field up.
+    """
     document: dict[str, Any] = {}
-    for field, value in message.ListFields():
+    said = {field.name: value for field, value in message.ListFields()}
+    for field in message.DESCRIPTOR.fields:
+        if field.name not in said:
+            plain = not (field.is_repeated or field.has_presence or field.enum_type) and field.type != FieldDescriptor.TYPE_STRING
+            if zeros and plain:
+                document[field.json_name] = field.default_value
+            continue
+        value = said[field.name]
         if _is_map(field):
             item = field.message_type.fields_by_name["value"]
-            document[field.json_name] = {key: _plain(item, value[key]) for key in sorted(value)}
+            document[field.json_name] = {key: _plain(item, value[key], zeros) for key in sorted(value)}
         elif field.is_repeated:
-            document[field.json_name] = [_plain(field, item) for item in value]
+            document[field.json_name] = [_plain(field, item, zeros) for item in value]
         else:
-            document[field.json_name] = _plain(field, value)
+            document[field.json_name] = _plain(field, value, zeros)
     return document
 
 
@@ -240,7 +257,7 @@ class _Reader:
             return None
         accepts, what = _SCALARS[field.cpp_type]
         if accepts(value):
-            if field.cpp_type == FieldDescriptor.CPPTYPE_INT32 and abs(value) >= 2**31 or abs(value) >= 2**63 if what == WHOLE else False:
+            if what == WHOLE and abs(value) >= (2**31 if field.cpp_type == FieldDescriptor.CPPTYPE_INT32 else 2**63):
                 self.fault(path, f"got {value}; the number is too large")
                 return None
             return float(value) if what == NUMBER else str(value) if what == TEXT else value
@@ -268,7 +285,7 @@ _SCALARS: dict[int, tuple[Callable[[Any], bool], str]] = {
 }
 
 
-def _plain(field: FieldDescriptor, value: Any) -> Any:
+def _plain(field: FieldDescriptor, value: Any, zeros: bool) -> Any:
     if field.enum_type is not None:
         return field.enum_type.values_by_number[value].name[len(prefix(field.enum_type)) :]
     if field.message_type is None:
@@ -278,7 +295,7 @@ def _plain(field: FieldDescriptor, value: Any) -> Any:
         return value.ToJsonString()
     if full_name == "google.protobuf.ListValue":
         return list(value)
-    return to_document(value)
+    return to_document(value, zeros=zeros)
 
 
 def _is_map(field: FieldDescriptor) -> bool:
@@ -310,8 +327,13 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def _where(tree: Any, path: str) -> str:
-    """`line:column` of the deepest part of the path that the file has."""
+def _located(source: str, tree: Any, path: str) -> str:
+    line, column = _place(tree, path)
+    return f"{source}:{line}:{column}: {path}"
+
+
+def _place(tree: Any, path: str) -> tuple[int, int]:
+    """Line and column of the deepest part of the path that the file has."""
     line, column = tree.lc.line, tree.lc.col
     for key in re.findall(r"\[([^\]]*)\]|([^.\[\]]+)", path):
         name = key[0] or key[1]
@@ -324,4 +346,4 @@ def _where(tree: Any, path: str) -> str:
                 tree = tree[name]
         except (KeyError, IndexError, ValueError, AttributeError, TypeError):
             break
-    return f"{line + 1}:{column + 1}"
+    return line + 1, column + 1

@@ -1,0 +1,152 @@
+"""The command line: `serve`, and the operator's commands.
+
+In: arguments and `ALLOCATOR_*` variables. Out: data on stdout, everything else on stderr, and an exit code that says
+what kind of trouble it was (`failures.py`). What is slow to import is imported where it is needed: neither help nor a
+freeze waits for numba. Typer's own error boxes were dropped: they are hard to search for in a log, and know nothing
+to do next.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from allocator.cli import look, operate, serve, specs
+from allocator.cli.failures import INTERRUPTED, complain, hint, tell
+from allocator.cli.output import say
+from allocator.errors import AllocatorError
+
+OUTPUT = Path("demo-output")
+EXTRA_PACKAGES = {
+    "sklearn": "scikit-learn",
+    "matplotlib": "matplotlib",
+    "scipy": "scipy",
+    "pyarrow": "pyarrow",
+    "joblib": "joblib",
+}
+
+
+class _Commands(TyperGroup):
+    """Runs a command and turns whatever it raises into a sentence and an exit code."""
+
+    def main(self, *arguments: Any, standalone_mode: bool = True, **extra: Any) -> Any:
+        del standalone_mode
+        try:
+            code = super().main(*arguments, standalone_mode=False, **extra)
+        except AllocatorError as error:
+            code = tell(error)
+        except (KeyboardInterrupt, typer.Abort):
+            code = INTERRUPTED
+        except OSError as error:
+            complain(f"error: {error.strerror or error}{f': {error.filename}' if error.filename else ''}")
+            os.dup2(
+                os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
+            )  # which is flushed once more, and may not fail
+            code = 1
+        except Exception as error:
+            if not hasattr(error, "format_message"):
+                raise
+            code = _usage(error)
+        sys.exit(code if isinstance(code, int) else 0)
+
+
+app = typer.Typer(
+    cls=_Commands,
+    help="Decides which model version serves each request, learns from the outcomes, and stops what does harm.",
+    epilog="Exit codes: 0 ok, 1 error, 2 usage or invalid spec, 3 not found, 4 credentials, 5 conflict, 6 refused,"
+    " 7 unavailable or timeout.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def main() -> None:
+    """The `allocator` command."""
+    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # what it has to say comes as errors too, and we say those
+    app(prog_name="allocator")
+
+
+def demo(
+    seed: Annotated[
+        int, typer.Option("--seed", min=0, help="Of everything that is random: the same seed tells the same story.")
+    ] = 0,
+    output: Annotated[
+        Path, typer.Option("--output", metavar="DIR", help="Where to leave the figure and the store.")
+    ] = OUTPUT,
+    seconds: Annotated[float, typer.Option("--seconds", min=1, help="Seconds of traffic.")] = 45.0,
+    plain: Annotated[bool, typer.Option("--plain", help="Plain lines, also on a terminal.")] = False,
+) -> None:
+    """Watch a rollout: real models, a better one that is let in, a broken one that is caught."""
+    try:
+        from allocator.demo.run import demo as run
+
+        raise typer.Exit(run(seed=seed, output=output, seconds=seconds, plain=plain))
+    except ModuleNotFoundError as exc:
+        package = (exc.name or "").partition(".")[0]
+        if package not in EXTRA_PACKAGES:
+            raise
+        raise AllocatorError(
+            f"the demo needs {EXTRA_PACKAGES[package]}, which is not installed", reason="MISSING_PACKAGES"
+        ) from exc
+
+
+def version() -> None:
+    """Print the version."""
+    from importlib import metadata
+
+    try:
+        say(f"allocator {metadata.version('allocator')}")
+    except metadata.PackageNotFoundError as exc:
+        raise AllocatorError("allocator runs from files that were never installed, so it has no version") from exc
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        version()
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    show_version: Annotated[
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.", show_default=False),
+    ] = False,
+) -> None:
+    del show_version
+
+
+def _usage(error: Any) -> int:
+    """A mistake in the arguments, in a sentence."""
+    message, context = error.format_message().replace("Value error, ", ""), getattr(error, "ctx", None)
+    if message:  # empty where help was shown instead
+        complain(f"error: {message[:1].lower()}{message[1:]}")
+        hint(f"`{context.command_path} --help` shows what is allowed" if context is not None else "")
+    return error.exit_code
+
+
+for _panel, _commands in {
+    "Serve": (serve.serve, demo),
+    "Specs": (specs.lint, specs.apply),
+    "Look": (look.get, look.describe),
+    "Operate": (
+        operate.start,
+        operate.approve,
+        operate.advance,
+        operate.freeze,
+        operate.resume,
+        operate.rollback,
+        operate.conclude,
+    ),
+    "Other": (version,),
+}.items():
+    for _command in _commands:
+        app.command(rich_help_panel=_panel)(_command)
+app.add_typer(look.audit, name="audit", rich_help_panel="Look")

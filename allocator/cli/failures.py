@@ -1,0 +1,94 @@
+"""An error, told to a person: one sentence, a line for each violation, what to do next; and its exit code.
+
+In: an AllocatorError. Out: text on stderr and a number for scripts: 2 usage and invalid input, 3 not found, 4
+credentials, 5 somebody else was first, 6 refused by state or evidence, 7 no server, no answer or no room, 130
+interrupted, 1 anything else.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from allocator.errors import (
+    AllocatorError,
+    AlreadyExists,
+    Conflict,
+    DeadlineExceeded,
+    InvalidArgument,
+    NotFound,
+    Overloaded,
+    PermissionDenied,
+    Refused,
+    Unauthenticated,
+    Unavailable,
+)
+
+INTERRUPTED = 130
+EXIT_CODES: dict[type[AllocatorError], int] = {
+    InvalidArgument: 2,
+    NotFound: 3,
+    Unauthenticated: 4,
+    PermissionDenied: 4,
+    Conflict: 5,
+    AlreadyExists: 5,
+    Refused: 6,
+    Unavailable: 7,
+    DeadlineExceeded: 7,
+    Overloaded: 7,
+}
+HINTS_BY_REASON = {
+    "NO_SERVER": "start one with `allocator serve`, or name it with --server or ALLOCATOR_SERVER",
+    "NO_ANSWER": "it may have happened all the same: look with `allocator describe`, or wait longer with --timeout",
+    "UNIMPLEMENTED": "what listens there is no allocator, or one of another version",
+    "STALE_ETAG": "get it again with `allocator get NAME -o yaml`, or overwrite it: take metadata.etag out of the file",
+    "STAGE_NOT_READY": "`allocator describe NAME` shows how far it is",
+    "ADDRESS_IN_USE": "stop the other process, or listen elsewhere with --listen or --metrics (port 0: any free one)",
+    "STORE_LOCKED": "stop the other process, or name another file with --store sqlite:PATH",
+    "CANNOT_REVISE": "undo these changes, or apply them under another metadata.name",
+    "INVALID_SPEC": "mend these fields; `allocator lint -f FILE` checks again without a server",
+    "MISSING_PACKAGES": "install them with: pip install '.[sim]'",
+}
+HINTS: dict[type[AllocatorError], str] = {
+    Unauthenticated: "ask those who run the server for access",
+    PermissionDenied: "ask those who run the server for access",
+    Overloaded: "try again in a moment",
+}
+CALL_FLAGS = ("actor", "reason", "stage", "winner", "server")
+SERVE_FLAGS = ("listen", "metrics", "store", "log-format", "refresh", "drain", "grace")
+DEMO_FLAGS = ("seed", "seconds")
+FLAGS = frozenset((*CALL_FLAGS, *SERVE_FLAGS, *DEMO_FLAGS))  # fields that the user wrote as a flag of the same name
+
+
+def tell(error: AllocatorError) -> int:
+    """Print the error to stderr. Return its exit code."""
+    violations = error.violations if isinstance(error, InvalidArgument) else ()
+    lines = [f"{'--' if v.field in FLAGS else ''}{v.field}: {v.message}" for v in violations]
+    sentence = error.message
+    if sentence == "; ".join(map(str, violations)):
+        sentence = lines.pop() if len(lines) == 1 else f"{len(lines)} values are not allowed"
+    complain(f"error: {sentence}")
+    for line in lines:
+        complain(line)
+    hint(HINTS_BY_REASON.get(error.reason) or next((HINTS[kind] for kind in type(error).__mro__ if kind in HINTS), ""))
+    return exit_code(error)
+
+
+def exit_code(error: AllocatorError) -> int:
+    """The exit code of an error; 1 for what the table does not name."""
+    return next((EXIT_CODES[kind] for kind in type(error).__mro__ if kind in EXIT_CODES), 1)
+
+
+def hint(text: str) -> None:
+    """What to do next, on stderr; nothing for empty text."""
+    if text:
+        complain(f"hint: {text}")
+
+
+def complain(text: str) -> None:
+    """A line on stderr."""
+    print(clean(text), file=sys.stderr)
+
+
+def clean(text: str) -> str:
+    """The text on one line, without what could steer a terminal: it may come from anybody."""
+    return "".join(character if character.isprintable() else " " for character in text)

@@ -1,0 +1,141 @@
+"""Data on its way to stdout: text, documents, tables.
+
+In: text, messages, grids, what rich can draw. Out: stdout; nothing else writes there. On a terminal, tables have
+colours and pictures, and one that is too wide becomes several. In a pipe they are plain columns, as wide as what they
+hold. No name is ever cut. Letting rich fold cells was dropped: at 80 columns a table of ten numbers cannot be read.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+from allocator.cli.failures import clean
+
+if TYPE_CHECKING:
+    from google.protobuf.message import Message
+    from rich.console import Console, RenderableType
+    from rich.table import Table
+
+ENDLESS = 100_000  # characters in a line that nobody looks at on a screen
+TEXT_WIDTH = 24  # of free text, before a table is taken apart for it
+GAP = 2
+
+
+class Format(StrEnum):
+    """How a command says what it found."""
+
+    TABLE = "table"
+    JSON = "json"
+    YAML = "yaml"
+    NAME = "name"
+
+
+class View(StrEnum):
+    """The same where a name alone would say nothing."""
+
+    TABLE = "table"
+    JSON = "json"
+    YAML = "yaml"
+
+
+def say(text: str) -> None:
+    """Text on stdout, at once: the next line may be long in coming."""
+    sys.stdout.write(text if text.endswith("\n") else text + "\n")
+    sys.stdout.flush()
+
+
+def say_documents(output: Format | View, messages: Sequence[Message], *, one: bool, zeros: bool = False) -> None:
+    """Messages in the words of spec files. one: as JSON, without a list around it. zeros: say them too."""
+    from allocator.wire.spec import dump, to_document
+
+    documents = [to_document(message, zeros=zeros) for message in messages]
+    if output == View.YAML:
+        say(dump(documents) if documents else "")
+    else:
+        readable = (sys.stdout.encoding or "").lower().startswith("utf")
+        say(json.dumps(documents[0] if one else documents, indent=2, ensure_ascii=not readable))
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """right: numbers. picture: left out where there is no room or no screen. text: may be broken into lines to fit."""
+
+    header: str
+    right: bool = False
+    picture: bool = False
+    text: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """A table, before it is fitted to a screen. keys: how many leading columns are repeated where it is taken apart."""
+
+    columns: Sequence[Column]
+    rows: Sequence[Sequence[RenderableType]]
+    keys: int = 1
+
+
+def draw(parts: Iterable[RenderableType | Grid]) -> None:
+    """Print the parts, one under the other."""
+    from rich.console import Console
+
+    text = io.StringIO()
+    console = Console(markup=False, emoji=False, highlight=False)
+    if not console.is_terminal:
+        console = Console(markup=False, emoji=False, highlight=False, width=ENDLESS, file=text)
+    for part in parts:
+        for fitted in _fitted(part, console) if isinstance(part, Grid) else [part]:
+            console.print(fitted)
+    if not console.is_terminal:
+        say("\n".join(line.rstrip() for line in text.getvalue().splitlines()))
+
+
+def _fitted(grid: Grid, console: Console) -> Iterator[RenderableType]:
+    """The grid as tables that fit the console."""
+    widths = [_width(grid, index, console) for index in range(len(grid.columns))]
+    wanted = list(range(len(grid.columns)))
+    if sum(widths) > console.width or not console.is_terminal or console.options.ascii_only:
+        wanted = [index for index in wanted if not grid.columns[index].picture]
+    keys, rest = wanted[: grid.keys], wanted[grid.keys :]
+    parts = [list(keys)]
+    for index in rest:
+        if len(parts[-1]) > len(keys) and sum(widths[i] for i in (*parts[-1], index)) > console.width:
+            parts.append(list(keys))
+        parts[-1].append(index)
+    for number, part in enumerate(parts):
+        if number:
+            yield ""
+        yield _table(grid, part, fold=sum(widths[i] for i in part) > console.width)
+
+
+def _width(grid: Grid, index: int, console: Console) -> int:
+    """Characters that a column needs, with the gap behind it."""
+    from rich.measure import Measurement
+
+    column, endless = grid.columns[index], console.options.update(width=ENDLESS)
+    widest = max((Measurement.get(console, endless, row[index]).maximum for row in grid.rows), default=0)
+    return max(min(widest, TEXT_WIDTH) if column.text and console.is_terminal else widest, len(column.header)) + GAP
+
+
+def _table(grid: Grid, wanted: Sequence[int], *, fold: bool) -> Table:
+    """Some columns of the grid. fold: break any cell into lines, because even these columns are too wide."""
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, padding=(0, GAP, 0, 0), header_style="bold")
+    for index in wanted:
+        column = grid.columns[index]
+        table.add_column(
+            column.header.upper(),
+            justify="right" if column.right else "left",
+            no_wrap=not (column.text or fold),
+            overflow="fold",
+        )
+    for row in grid.rows:
+        table.add_row(*(clean(row[index]) if isinstance(row[index], str) else row[index] for index in wanted))
+    return table

@@ -1,0 +1,119 @@
+"""`allocator serve`: flags and environment become a Config, and the server starts.
+
+The server, and numba with it, is imported when it is about to serve: nobody who asks for help waits for it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+
+from allocator.cli.specs import spec_files
+
+NO_METRICS = "none"
+
+
+class LogFormat(StrEnum):
+    PRETTY = "pretty"
+    JSON = "json"
+
+
+def serve(
+    listen: Annotated[
+        str,
+        typer.Option(
+            "--listen",
+            metavar="HOST:PORT",
+            envvar="ALLOCATOR_LISTEN",
+            help="Where to serve gRPC; port 0 takes any free one.",
+        ),
+    ] = "127.0.0.1:50051",
+    metrics: Annotated[
+        str,
+        typer.Option(
+            "--metrics",
+            metavar="HOST:PORT",
+            envvar="ALLOCATOR_METRICS",
+            help="Where to serve /metrics, /livez and /readyz over HTTP; `none` for nowhere.",
+        ),
+    ] = "127.0.0.1:9464",
+    store: Annotated[
+        str,
+        typer.Option(
+            "--store", metavar="STORE", envvar="ALLOCATOR_STORE", help="sqlite:PATH, or memory: to forget everything."
+        ),
+    ] = "sqlite:allocator.db",
+    spec: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--spec",
+            metavar="FILE|DIR",
+            help="Spec files to apply at the start. May be repeated; env var: ALLOCATOR_SPECS, with colons or commas"
+            " between several.",
+            show_default=False,
+        ),
+    ] = None,
+    log_format: Annotated[
+        LogFormat,
+        typer.Option(
+            "--log-format", envvar="ALLOCATOR_LOG_FORMAT", help="Logs on stderr: for people, or a JSON object a line."
+        ),
+    ] = LogFormat.PRETTY,
+    refresh: Annotated[
+        float,
+        typer.Option(
+            "--refresh", metavar="SECONDS", envvar="ALLOCATOR_REFRESH", help="Between two refreshes of the weights."
+        ),
+    ] = 1.0,
+    drain: Annotated[
+        float,
+        typer.Option(
+            "--drain",
+            metavar="SECONDS",
+            envvar="ALLOCATOR_DRAIN",
+            help="At the end: from saying `not serving` to taking no more calls, for load balancers to notice.",
+        ),
+    ] = 1.0,
+    grace: Annotated[
+        float,
+        typer.Option(
+            "--grace",
+            metavar="SECONDS",
+            envvar="ALLOCATOR_GRACE",
+            help="At the end: for calls that are under way then.",
+        ),
+    ] = 10.0,
+    insecure: Annotated[
+        bool,
+        typer.Option(
+            "--insecure",
+            envvar="ALLOCATOR_INSECURE",
+            help="Listen where other machines can reach it, although calls are neither encrypted nor authenticated.",
+        ),
+    ] = False,
+) -> None:
+    """Serve decisions, until SIGTERM or Ctrl-C."""
+    from allocator.server.config import Config
+
+    config = Config(
+        listen=listen,
+        metrics="" if metrics == NO_METRICS else metrics,
+        store=store,
+        specs=tuple(
+            spec_files(spec or [path for path in re.split("[:,]", os.environ.get("ALLOCATOR_SPECS", "")) if path])
+        ),
+        log_format=log_format.value,
+        refresh_seconds=refresh,
+        drain_seconds=drain,
+        grace_seconds=grace,
+        insecure=insecure,
+    )
+
+    from allocator.server import logs, main
+
+    logs.set_up(config.log_format)
+    main.serve(config)

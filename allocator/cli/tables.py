@@ -1,0 +1,369 @@
+"""What people see: experiments as a list, one in full, the audit log.
+
+In: messages. Out: what `output.draw` prints. Pictures (bars of weights, intervals and evidence) stand beside the
+numbers, never instead of them. Stages count from 0, as in `advance --stage` and in what the server says.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from allocator.cli.failures import clean
+from allocator.cli.output import Column, Grid
+
+if TYPE_CHECKING:
+    from google.protobuf.timestamp_pb2 import Timestamp
+    from rich.console import RenderableType
+
+    from allocator.v1 import allocator_pb2 as pb
+    from allocator.v1 import operator_service_pb2 as service_pb
+
+SLOTS = 65_536
+BAR = 16  # characters
+STYLES = {
+    "RUNNING": "green",
+    "FROZEN": "red",
+    "ROLLED_BACK": "yellow",
+    "CONCLUDED": "cyan",
+    "SHADOW": "yellow",
+    "DRAINED": "red",
+    "CLEAR": "green",
+    "WARN": "yellow",
+    "HOLD": "yellow",
+    "BREACH": "red",
+}
+
+
+def experiments(found: Sequence[pb.Experiment]) -> Grid:
+    """A row for each experiment."""
+    columns = (
+        Column("name"),
+        Column("state"),
+        Column("stage"),
+        Column("cap", right=True),
+        Column("candidates", right=True),
+        Column("", picture=True),
+        Column("revision", right=True),
+        Column("updated"),
+        Column("owner"),
+        Column("reason", text=True),
+    )
+    rows = [
+        (
+            full_name(e),
+            _styled(_name(e.status, "state")),
+            f"{e.status.stage}/{len(e.spec.ramp) - 1}" if len(e.spec.ramp) > 1 else "-",
+            percent(cap(e)),
+            percent(served_share(e)),
+            _bar(0, served_share(e), 1),
+            str(e.metadata.revision),
+            _age(e.metadata.update_time),
+            e.spec.owner or "-",
+            e.status.reason or "-",
+        )
+        for e in found
+    ]
+    return Grid(columns, rows)
+
+
+def description(d: service_pb.DescribeExperimentResponse) -> Iterator[RenderableType | Grid]:
+    """One experiment in full."""
+    from rich.text import Text
+
+    e = d.experiment
+    yield Text.assemble((full_name(e), "bold"), "  ", _styled(_name(e.status, "state")), "  ", clean(e.status.reason))
+    yield _facts(d)
+    yield ""
+    yield _arms(d)
+    yield ""
+    if d.guardrails:
+        yield _guardrails(d)
+        yield from _lines("", _messages(d.guardrails))
+    else:
+        yield "no guardrails: nothing but a person stops a candidate"
+    yield from _lines("notes", d.notes)
+    if d.past_guardrails:
+        yield ""
+        yield "evidence of earlier activations, as it stood when they were resumed"
+        yield _past(d.past_guardrails)
+
+
+def audit(records: Iterable[pb.AuditRecord]) -> Grid:
+    """A row for each record."""
+    columns = (
+        Column("seq", right=True),
+        Column("time"),
+        Column("actor"),
+        Column("action"),
+        Column("experiment"),
+        Column("reason", text=True),
+    )
+    rows = [(str(r.sequence), _moment(r.time), r.actor, r.action, r.experiment, r.reason or "-") for r in records]
+    return Grid(columns, rows)
+
+
+def stage_text(e: pb.Experiment) -> str:
+    """Where on its ramp an experiment is: `1 of 0 to 3, candidates get at most 10%`."""
+    last = max(len(e.spec.ramp) - 1, 0)
+    shadow = bool(e.spec.ramp) and e.spec.ramp[e.status.stage].shadow
+    rights = (
+        "candidates serve nobody, requests are mirrored to them"
+        if shadow
+        else f"candidates get at most {percent(cap(e))}"
+    )
+    return f"{e.status.stage} of 0 to {last}, {rights}" if last else f"0, the only one, {rights}"
+
+
+def cap(e: pb.Experiment) -> float:
+    """Share of decisions that all candidates together may get in the present stage."""
+    total = e.spec.exposure.total if e.spec.exposure.HasField("total") else 1.0
+    return min(e.spec.ramp[e.status.stage].cap, total) if e.spec.ramp else total
+
+
+def served_share(e: pb.Experiment) -> float:
+    """Share of units that the plan in force gives to candidates; 0 unless it runs or was concluded on one."""
+    state = _name(e.status, "state")
+    if state == "CONCLUDED":
+        return float(e.status.winner != incumbent(e))
+    if state != "RUNNING":
+        return 0.0
+    return (
+        sum(arm.slots for arm in e.status.arms if arm.arm != incumbent(e) and _name(arm, "state") == "ACTIVE") / SLOTS
+    )
+
+
+def incumbent(e: pb.Experiment) -> str:
+    """Name of the arm in production."""
+    return next(arm.name for arm in e.spec.arms if arm.incumbent)
+
+
+def full_name(e: pb.Experiment) -> str:
+    """`namespace/name` of an experiment."""
+    return f"{e.metadata.namespace or 'default'}/{e.metadata.name}"
+
+
+def percent(share: float) -> str:
+    """A share as a percentage with three significant digits."""
+    return "<0.001%" if 0 < share < 1e-5 else f"{100 * share:.3g}%"
+
+
+def _facts(d: service_pb.DescribeExperimentResponse) -> RenderableType:
+    from rich.table import Table
+
+    e = d.experiment
+    made = Table(box=None, pad_edge=False, show_header=False, padding=(0, 2, 0, 0))
+    made.add_column(style="dim", no_wrap=True)
+    made.add_column(overflow="fold")
+
+    def add(label: str, text: str) -> None:
+        made.add_row(label, clean(text))
+
+    add("revision", f"{e.metadata.revision}, activation {e.status.activation}, plan {_age(d.plan_time)} old")
+    if e.spec.owner:
+        add("owner", e.spec.owner)
+    if e.spec.hypothesis:
+        add("hypothesis", e.spec.hypothesis)
+    if e.spec.ramp:
+        add("ramp", _ramp(e))
+    started = _name(e.status, "state") != "DRAFT"
+    add("stage", f"{stage_text(e)}; {f'entered {_age(d.stage.entered_time)} ago' if started else 'not started'}")
+    for index, missing in enumerate(d.stage.waiting_for):
+        add("" if index else "waits for", missing)
+    needed = e.spec.ramp[d.stage.index + 1].approvals if d.stage.index + 1 < len(e.spec.ramp) else 0
+    if needed or d.stage.approvers:
+        add("approvals", f"{len(d.stage.approvers)}, {needed} needed: {', '.join(d.stage.approvers) or 'nobody yet'}")
+    if e.status.winner:
+        add("winner" if _name(e.status, "state") == "CONCLUDED" else "recommended", e.status.winner)
+    if d.guardrails:
+        add(
+            "alpha",
+            f"{e.spec.alpha:g} for each candidate, over all activations; column alpha: each guardrail's share of it"
+            " in this activation",
+        )
+    return made
+
+
+def _arms(d: service_pb.DescribeExperimentResponse) -> Grid:
+    columns = (
+        Column("arm"),
+        Column("state"),
+        Column("weight", right=True),
+        Column("", picture=True),
+        Column("wanted", right=True),
+        Column("exposure / cap", right=True),
+        Column("outcomes", right=True),
+        Column("mean [95% interval]", right=True),
+        Column("", picture=True),
+        Column("P(best)", right=True),
+        Column("expected loss", right=True),
+        Column("pending", right=True),
+    )
+    least = min((arm.interval_low for arm in d.arms), default=0.0)
+    most = max((arm.interval_high for arm in d.arms), default=0.0)
+    decimals = _decimals(arm.interval_high - arm.interval_low for arm in d.arms)
+    rows = [
+        (
+            arm.arm,
+            _styled("INCUMBENT" if arm.arm == incumbent(d.experiment) else _name(arm, "state")),
+            percent(arm.weight),
+            _bar(0, arm.weight, 1),
+            percent(arm.wanted_weight),
+            f"{percent(arm.exposure)} / {percent(arm.exposure_cap)}",
+            f"{arm.outcomes:,}",
+            f"{arm.mean:.{decimals}f} [{arm.interval_low:.{decimals}f}, {arm.interval_high:.{decimals}f}]",
+            _bar(arm.interval_low - least, arm.interval_high - least, most - least),
+            _probability(arm.prob_best),
+            f"{arm.expected_loss:.3g}",
+            f"{arm.pending:,}",
+        )
+        for arm in d.arms
+    ]
+    return Grid(columns, rows)
+
+
+def _guardrails(d: service_pb.DescribeExperimentResponse) -> Grid:
+    columns = (
+        Column("guardrail"),
+        Column("arm"),
+        Column("segment"),
+        Column("verdict"),
+        Column("observed"),
+        Column("limit"),
+        Column("exposed", right=True),
+        Column("bad", right=True),
+        Column("evidence / breach at", right=True),
+        Column("", picture=True),
+        Column("alpha", right=True),
+        Column("proven safe"),
+    )
+    written = {g.name: g for g in d.experiment.spec.guardrails}
+    rows = [
+        (
+            g.guardrail,
+            g.arm,
+            g.segment or "all",
+            _styled(_name(g, "verdict")),
+            *_observed_and_limit(g, written[g.guardrail]),
+            f"{g.exposed:,}",
+            f"{g.events:,.6g}",
+            f"{g.log_evidence:.2f} / {g.log_threshold:.2f}",
+            _bar(0, g.log_evidence, g.log_threshold),
+            f"{g.alpha:.2g}",
+            "-" if g.arm == incumbent(d.experiment) else "yes" if g.proven_safe else "no",
+        )
+        for g in d.guardrails
+    ]
+    return Grid(columns, rows, keys=3)
+
+
+def _observed_and_limit(g: service_pb.GuardrailDescription, written: pb.Guardrail) -> tuple[str, str]:
+    """Both in words: of a quantile or ratio, what is observed is a share of bad outcomes, and the limit is not."""
+    if not g.HasField("observed"):
+        observed = "-"
+    elif written.HasField("quantile") or written.HasField("max_ratio"):
+        observed = f"{percent(g.observed)} bad"
+    else:
+        observed = f"{g.observed:.4g}"
+    if written.HasField("quantile"):
+        return observed, f"{percent(written.quantile)} below {g.limit:g}"
+    if written.HasField("max_ratio"):
+        return observed, f"{g.limit:g} x incumbent"
+    return observed, f"{'at least' if written.HasField('min') else 'at most'} {g.limit:g}"
+
+
+def _past(found: Iterable[service_pb.GuardrailDescription]) -> Grid:
+    columns = (
+        Column("activation", right=True),
+        Column("guardrail"),
+        Column("arm"),
+        Column("segment"),
+        Column("exposed", right=True),
+        Column("bad", right=True),
+        Column("evidence", right=True),
+    )
+    rows = [
+        (
+            str(g.activation),
+            g.guardrail,
+            g.arm,
+            g.segment or "all",
+            f"{g.exposed:,}",
+            f"{g.events:,.6g}",
+            f"{g.log_evidence:.2f}",
+        )
+        for g in found
+    ]
+    return Grid(columns, rows, keys=4)
+
+
+def _ramp(e: pb.Experiment) -> str:
+    """`0: shadow → [1: 1%] → 2: 10%`, the present stage in brackets."""
+    names = [f"{index}: {'shadow' if stage.shadow else percent(stage.cap)}" for index, stage in enumerate(e.spec.ramp)]
+    names[e.status.stage] = f"[{names[e.status.stage]}]"
+    return " → ".join(names)
+
+
+def _messages(found: Iterable[service_pb.GuardrailDescription]) -> list[str]:
+    """What the guardrails that are not clear have to say, each sentence once, behind those that say it."""
+    said: dict[str, list[str]] = {}
+    for g in found:
+        if g.message and _name(g, "verdict") != "CLEAR":
+            said.setdefault(g.message, []).append(
+                f"{g.guardrail} on {g.arm}" + (f" in {g.segment}" if g.segment else "")
+            )
+    return [f"{', '.join(streams)}: {message}" for message, streams in said.items()]
+
+
+def _lines(title: str, texts: Sequence[str]) -> Iterator[RenderableType]:
+    from rich.padding import Padding
+
+    if texts:
+        yield ""
+        if title:
+            yield title
+        yield from (Padding(clean(text), (0, 0, 0, 2), expand=False) for text in texts)
+
+
+def _decimals(widths: Iterable[float]) -> int:
+    """As many decimals as the narrowest interval gives a meaning to."""
+    narrowest = min((width for width in widths if 0 < width < math.inf), default=1.0)
+    return min(max(1 - math.floor(math.log10(narrowest)), 0), 9)
+
+
+def _probability(value: float) -> str:
+    return "<0.001" if 0 < value < 0.001 else ">0.999" if 0.999 < value < 1 else f"{value:.3f}"
+
+
+def _bar(begin: float, end: float, size: float) -> RenderableType:
+    from rich.bar import Bar
+
+    return Bar(size, max(begin, 0.0), min(max(end, 0.0), size), width=BAR) if size > 0 else ""
+
+
+def _styled(text: str) -> Any:
+    from rich.text import Text
+
+    return Text(text, style=STYLES.get(text, ""))
+
+
+def _name(message: Any, field: str) -> str:
+    """The short name of an enum's value."""
+    from allocator.wire.enums import prefix
+
+    enum = message.DESCRIPTOR.fields_by_name[field].enum_type
+    return enum.values_by_number[getattr(message, field)].name.removeprefix(prefix(enum))
+
+
+def _age(stamp: Timestamp) -> str:
+    seconds = max(time.time() - stamp.seconds, 0)
+    for unit, size in (("d", 86400), ("h", 3600), ("m", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds // size:.0f}{unit}"
+    return f"{seconds:.0f}s"
+
+
+def _moment(stamp: Timestamp) -> str:
+    return stamp.ToDatetime().strftime("%Y-%m-%dT%H:%M:%SZ")
