@@ -77,7 +77,7 @@ class OutcomeRow(NamedTuple):
 
 
 class ExposureRow(NamedTuple):
-    """Decisions made, to be added: one cell of the streams EXPOSURES or UNITS."""
+    """Decisions made, to be added: one cell of the streams EXPOSURES, UNITS or RATIO."""
 
     uid: str
     cell: Cell
@@ -143,6 +143,16 @@ class Store(Protocol):
 
     def changed(self, since: int) -> tuple[int, list[str]]:
         """A new mark, and the uids whose cells changed after the mark `since` (0: all that have any cell)."""
+
+    def grant(self, uid: str, arm: int, kind: str, amount: int, limit: int) -> int:
+        """Set aside up to `amount` of what was not granted before of `limit`, for this experiment, arm and kind. Return how much.
+
+        amount, limit: at least 0. What is granted is never given back, so that all grants together never pass the largest limit.
+        Durable when this returns. Raises Unavailable or Overloaded when the store cannot write; then nothing may be spent.
+        """
+
+    def granted(self, uid: str) -> dict[tuple[int, str], int]:
+        """All that was ever granted of an experiment, by arm and kind; accounts without any grant are left out."""
 
     def audit(self, after: int = 0, limit: int = 1000, experiment: str | None = None) -> list[AuditRecord]:
         """Sealed records with sequence > `after`, oldest first, at most `limit`, of one experiment or of all."""

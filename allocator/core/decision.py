@@ -39,6 +39,7 @@ class Choice(NamedTuple):
     """What was decided, as indices. `slots` of 65,536 is the propensity; `counted` says whether outcomes of it teach anything.
 
     gated: a strict cap or a budget was closed for some candidate, so the propensity is not the published one. unit: hash of the unit.
+    candidate_slots: those from which the draw could have taken a candidate; 0 when nothing was drawn.
     """
 
     arm: int
@@ -48,6 +49,7 @@ class Choice(NamedTuple):
     counted: bool
     gated: bool
     unit: bytes
+    candidate_slots: int = 0
 
     def shadow(self, entry: Entry) -> int:
         """Index of the arm to mirror the request to, -1 without a shadow stage. A unit is always mirrored to the same one."""
@@ -71,13 +73,23 @@ class Decision(NamedTuple):
 
 
 class Gate(Protocol):
-    """What strict caps and budgets ask of a decider; see `core/gate.py`."""
+    """What strict caps ask of a decider; see `core/gate.py`."""
 
     def closed_mask(self) -> int:
         """Candidates without room for the coming decision, a bit for each arm."""
 
     def admit(self, arm: int) -> bool:
         """Called once a decision: it earns credit, and spends one exposure of `arm`. False: there was no room."""
+
+
+class Budgets(Protocol):
+    """What absolute budgets ask of a decider; see `core/gate.py`."""
+
+    def closed_mask(self, unit: bytes) -> int:
+        """Candidates that may not serve this unit in the coming decision, a bit for each arm."""
+
+    def spend(self, arm: int, unit: bytes) -> None:
+        """Called when a candidate that was open serves."""
 
 
 def check_unit(unit: str) -> bytes:
@@ -91,12 +103,20 @@ def check_unit(unit: str) -> bytes:
 
 
 def choose(
-    entry: Entry, unit: bytes, attributes: Mapping[str, str], nonce: bytes, *, stale: bool = False, gate: Gate | None = None
+    entry: Entry,
+    unit: bytes,
+    attributes: Mapping[str, str],
+    nonce: bytes,
+    *,
+    stale: bool = False,
+    gate: Gate | None = None,
+    budgets: Budgets | None = None,
 ) -> Choice:
     """Which arm serves `unit`.
 
-    unit: 1 to 256 bytes. nonce: 8 random bytes; in PER_REQUEST mode they are the draw. stale: the snapshot's lease is over. gate: the
-    decider's strict caps, asked before the draw. Raises nothing: whatever is in doubt gets the incumbent, with the reason.
+    unit: 1 to 256 bytes. nonce: 8 random bytes; in PER_REQUEST mode they are the draw. stale: the snapshot's lease is over. gate,
+    budgets: the decider's strict caps and its leases, asked before the draw. Raises nothing: whatever is in doubt gets the incumbent,
+    with the reason.
     """
     hashed = unit_hash(entry.salt, unit)
     incumbent = entry.incumbent
@@ -124,15 +144,20 @@ def choose(
     reason = Reason.ALLOCATED
     if entry.drained >> arm & 1:
         arm, reason = incumbent, Reason.DRAINED
-    if gate is None:
-        return Choice(arm, served[arm], reason, segment, True, False, hashed)
-    closed = gate.closed_mask()
-    if not gate.admit(arm):
+    if gate is None and budgets is None:
+        return Choice(arm, served[arm], reason, segment, True, False, hashed, SLOTS - served[incumbent])
+    closed = gate.closed_mask() if gate is not None else 0
+    if budgets is not None:
+        closed |= budgets.closed_mask(unit)
+    if closed >> arm & 1:
         arm, reason = incumbent, Reason.CAPPED
-    slots = served[arm]
-    if closed and arm == incumbent:
-        slots += sum(share for index, share in enumerate(served) if closed >> index & 1 and index != incumbent)
-    return Choice(arm, slots, reason, segment, True, closed != 0, hashed)
+    if gate is not None:
+        gate.admit(arm)
+    if budgets is not None and arm != incumbent:
+        budgets.spend(arm, unit)
+    refused = sum(share for index, share in enumerate(served) if closed >> index & 1) if closed else 0
+    slots = served[arm] + refused if arm == incumbent else served[arm]
+    return Choice(arm, slots, reason, segment, True, refused > 0, hashed, SLOTS - served[incumbent] - refused)
 
 
 def _matches(match: Mapping[str, frozenset[str]], attributes: Mapping[str, str]) -> bool:

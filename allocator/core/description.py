@@ -10,11 +10,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from allocator.core.assignment import SLOTS
+from allocator.core.budget import budget_notes
 from allocator.core.experiment import Goal
 from allocator.core.guardrail import Finding, alpha_of
 from allocator.core.lifecycle import ArmState, State
 from allocator.core.plan import Plan, plan
 from allocator.core.posterior import credible_interval
+from allocator.core.ramp import mismatched
 from allocator.core.record import Record, Stream
 from allocator.core.tally import Tally
 
@@ -56,7 +58,10 @@ class PastEvidence:
 
 @dataclass(frozen=True, slots=True)
 class Description:
-    """Everything worth telling. alpha: error budget of a candidate in this activation. past: evidence of earlier activations."""
+    """Everything worth telling. alpha: error budget of a candidate in this activation. past: evidence of earlier activations.
+
+    sample_ratio: p-value of the candidate whose draws agree least with the weights; 1 when all agree.
+    """
 
     record: Record
     arms: tuple[ArmDescription, ...]
@@ -66,6 +71,7 @@ class Description:
     seconds: float
     alpha: float
     past: tuple[PastEvidence, ...]
+    sample_ratio: float
 
 
 def describe(record: Record, found: Tally, now: float) -> Description:
@@ -89,7 +95,7 @@ def describe(record: Record, found: Tally, now: float) -> Description:
             ArmDescription(
                 arm=arm.name,
                 state=state,
-                weight=_weight(record, index, running),
+                weight=record.served[index] / SLOTS,
                 wanted_weight=float(learned.wanted[index]),
                 decisions=int(made.exposures[index]),
                 exposure=float(made.exposures[index]) / total,
@@ -108,10 +114,11 @@ def describe(record: Record, found: Tally, now: float) -> Description:
         arms=tuple(arms),
         findings=made.findings,
         plan=made,
-        notes=_notes(record, made, learned.outcomes),
+        notes=_notes(record, found, made, learned.outcomes),
         seconds=now,
         alpha=alpha_of(experiment, status.activation),
         past=tuple(map(_past, record.past_evidence)),
+        sample_ratio=min(made.sample_ratio),
     )
 
 
@@ -128,27 +135,11 @@ def _past(stream: Stream) -> PastEvidence:
     )
 
 
-def _weight(record: Record, index: int, running: bool) -> float:
-    """The planned share of an arm; the incumbent's is everything unless candidates are being served."""
+def _notes(record: Record, found: Tally, made: Plan, outcomes: np.ndarray) -> tuple[str, ...]:
     experiment = record.experiment
-    stage = experiment.stages[record.status.stage]
-    if record.status.winner:
-        return float(experiment.arms[index].name == record.status.winner)
-    if not running or stage.cap == 0 or not record.slots:
-        return float(index == experiment.incumbent)
-    drained = {i for i, arm in enumerate(experiment.arms) if arm.name in record.status.drained}
-    slots = record.slots[0]
-    if index in drained:
-        return 0.0
-    own = slots[index] if index < len(slots) else 0
-    if index == experiment.incumbent:
-        own += sum(slots[i] for i in drained if i < len(slots))
-    return own / SLOTS
-
-
-def _notes(record: Record, made: Plan, outcomes: np.ndarray) -> tuple[str, ...]:
-    experiment = record.experiment
-    notes = list(made.notes)
+    notes = [*made.notes, *budget_notes(experiment, made.limits, found.granted)]
+    if astray := mismatched(made.status):
+        notes.append(f"{', '.join(astray)}: not drawn as often as the weights say; what is learned may be biased until the cause is found")
     reward = experiment.reward
     if reward.missing is not None and int(made.pending.sum()):
         notes.append(

@@ -188,7 +188,7 @@ def rate_grid(limit: float) -> RateGrid:
     """Alternatives above a limit: about 0.4 apart in log odds, from 1.1 times the odds of the limit, and the rate 1.
 
     limit: in [1e-9, 1 - 1e-6], the largest harmless rate of events. The atom at rate 1, weight 0.1, freezes a dead
-    candidate after two failures (limit 1 %, alpha 0.001). Rates under 1.05 times the limit are left alone by design.
+    candidate after two failures, with restarts three (limit 1 %, alpha 0.001). Rates under 1.05 times the limit are left alone by design.
     Raises InvalidArgument outside the range.
     """
     limit = _limit(limit)

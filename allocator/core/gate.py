@@ -1,7 +1,7 @@
 """Caps and budgets on what candidates really received: a credit for each exposure, earned by requests, never by time.
 
 In: caps, then one call for each decision. Out: which candidates have no credit now, and whether the one that was drawn
-may serve. `CapGate` and `BudgetLease` change with every decision: the two stateful values in core. Each belongs to one
+may serve. `CapGate` and `BudgetGate` change with every decision: the two stateful values in core. Each belongs to one
 decider and one experiment, and to one thread of it. Standard library only: deciders live in other people's processes.
 
 The idea of `CapGate`. Weights bound what a candidate receives on average; sticky units and chance make the real share
@@ -24,17 +24,25 @@ Credit is worked out when it is asked for, from the number of requests since it 
 same for 2 arms and for 64. Dropped: adding credit to every candidate at every request (that cost grows with the arms);
 a token bucket by the clock (a quiet night would save up a burst of thousands); a bound on expected exposure (broke its
 promise in a fifth of simulated runs).
+
+The idea of `BudgetGate`. An absolute budget is counted in one place, the store, which sets blocks of it aside; a decider
+spends its blocks without asking. Blocks come from another thread, so they lie in a mailbox until the decider's own
+thread takes them in. A lease that is half spent says so once, and more is fetched while decisions go on.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from allocator.errors import InvalidArgument, Violation
 
 ONE = 1 << 32  # one exposure in units of credit
 NEVER = 1 << 62
+
+REQUESTS, UNITS = "requests", "units"  # what a lease is spent on: each exposure, or each unit's first
+MAX_UNITS_KNOWN = 200_000  # for each experiment
 
 
 class CapGate:
@@ -186,17 +194,23 @@ class BudgetLease:
     the budget unused. So if the store never sets aside more than the budget, all deciders together never pass it.
     """
 
-    __slots__ = ("_epoch", "_left", "_serial")
+    __slots__ = ("_epoch", "_left", "_serial", "_spent")
 
     def __init__(self) -> None:
         self._epoch = 0
         self._left = 0
         self._serial = -1
+        self._spent = 0
 
     @property
     def left(self) -> int:
         """Exposures that may still be spent; at 0 the candidate is closed."""
         return self._left
+
+    @property
+    def spent(self) -> int:
+        """Exposures spent so far, in all epochs."""
+        return self._spent
 
     def grant(self, block: Block) -> bool:
         """Add a block. False, and nothing added, when it came before, out of turn, or is of an epoch that is over."""
@@ -212,6 +226,7 @@ class BudgetLease:
         if self._left == 0:
             return False
         self._left -= 1
+        self._spent += 1
         return True
 
     def void(self, epoch: int) -> None:
@@ -219,6 +234,106 @@ class BudgetLease:
         if epoch > self._epoch:
             self._epoch = epoch
             self._left = 0
+
+
+class BudgetGate:
+    """The leases of one experiment in one decider: of requests, of units, or of both, for each candidate.
+
+    low: called, in the decider's thread, when a lease is down to half of what it held after its last block. `post` and
+    `spent` may be called from any thread, everything else from the decider's alone.
+
+    A unit is spent once for each candidate that it meets. Those it surely met are known exactly, by their own bytes; a
+    restart forgets them, and when there are too many no more are added: a unit is then spent again, which can only leave
+    some of the budget unused. (A Bloom filter was dropped: it would take new units for known ones.)
+    """
+
+    __slots__ = ("_incumbent", "_known", "_low", "_mail", "_of", "_requests", "_units")
+
+    def __init__(self, low: Callable[[], None] = lambda: None) -> None:
+        self._low = low
+        self._mail: deque[tuple[str, int, Block]] = deque()
+        self._of = {REQUESTS: _Leases(), UNITS: _Leases()}
+        self._requests: _Leases | None = None
+        self._units: _Leases | None = None
+        self._incumbent = 0
+        self._known: set[bytes] = set()
+
+    def post(self, kind: str, arm: int, block: Block) -> None:
+        """Hand over a block of `kind` for the candidate `arm`. It counts from the next decision on."""
+        self._mail.append((kind, arm, block))
+
+    def spent(self, kind: str, arm: int) -> int:
+        """Exposures of `arm` that were spent from leases of this kind so far."""
+        leases = self._of[kind].leases
+        return leases[arm].spent if arm < len(leases) else 0
+
+    def change(self, arms: int, incumbent: int, epoch: int, *, requests: bool, units: bool) -> None:
+        """What holds from the next decision on. epoch: what was leased in an earlier one is lost. requests, units: are they limited?"""
+        self._incumbent = incumbent
+        for leases in self._of.values():
+            leases.change(arms, epoch)
+        self._requests = self._of[REQUESTS] if requests else None
+        self._units = self._of[UNITS] if units else None
+
+    def closed_mask(self, unit: bytes) -> int:
+        """The candidates that may not serve `unit` in the coming decision: bit i for arm i."""
+        while self._mail:
+            kind, arm, block = self._mail.popleft()
+            self._of[kind].grant(arm, block)
+        closed = self._requests.closed if self._requests is not None else 0
+        if self._units is not None:
+            doubtful = self._units.closed & ~closed
+            while doubtful:
+                bit = doubtful & -doubtful
+                if unit + bytes((bit.bit_length() - 1,)) not in self._known:
+                    closed |= bit
+                doubtful ^= bit
+        return closed & ~(1 << self._incumbent)
+
+    def spend(self, arm: int, unit: bytes) -> None:
+        """The candidate `arm`, which `closed_mask` left open just before, serves `unit`."""
+        low = self._requests is not None and self._requests.spend(arm)
+        if self._units is not None:
+            met = unit + bytes((arm,))
+            if met not in self._known:
+                low |= self._units.spend(arm)
+                if len(self._known) < MAX_UNITS_KNOWN:
+                    self._known.add(met)
+        if low:
+            self._low()
+
+
+class _Leases:
+    """One lease for each arm. closed: bit i while that of arm i is empty. marks: what is left of each when it counts as low."""
+
+    __slots__ = ("closed", "leases", "marks")
+
+    def __init__(self) -> None:
+        self.leases: list[BudgetLease] = []
+        self.marks: list[int] = []
+        self.closed = 0
+
+    def change(self, arms: int, epoch: int) -> None:
+        while len(self.leases) < arms:
+            self.leases.append(BudgetLease())
+            self.marks.append(0)
+        for lease in self.leases:
+            lease.void(epoch)
+        self.closed = sum(1 << arm for arm, lease in enumerate(self.leases) if lease.left == 0)
+
+    def grant(self, arm: int, block: Block) -> None:
+        self.change(arm + 1, 0)
+        self.leases[arm].grant(block)
+        self.marks[arm] = self.leases[arm].left // 2
+        self.change(arm + 1, 0)
+
+    def spend(self, arm: int) -> bool:
+        """Take one of an arm's. True when that leaves it low."""
+        lease = self.leases[arm]
+        lease.spend()
+        if lease.left == 0:
+            self.closed |= 1 << arm
+        return lease.left == self.marks[arm]
 
 
 def _opens(now: int, credit: int, rate: int) -> int:

@@ -69,7 +69,8 @@ class Status:
     activation: 1, one more with each resume; evidence starts again with each. drained: names of arms that breached. recommended:
     the arm that the stop rule names, or "". winner: the arm that a concluded experiment serves, or "". stage_outcomes: rewards counted
     for each arm when the stage was entered. alerted:
-    `guardrail/arm` of breaches that were told and change nothing more by themselves (ALERT, HOLD), so that each is told once.
+    `what/arm` of what was told and changes nothing more by itself (a breach with ALERT or HOLD, a sample ratio mismatch, a budget used
+    up), so that each is told once.
     """
 
     state: State = State.DRAFT

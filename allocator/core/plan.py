@@ -8,7 +8,7 @@ It is pure: whoever holds the record saves what it says, or throws it away.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -18,6 +18,8 @@ from allocator.core import exposure as limits
 from allocator.core import policy as policies
 from allocator.core.assignment import SLOTS, Layout, first_layout, move
 from allocator.core.best_arm import BestArm, best_arm
+from allocator.core.budget import Limits, leases_requests, leases_units, used_up
+from allocator.core.budget import limits as budget_limits
 from allocator.core.decision import Reason
 from allocator.core.experiment import (
     BreachAction,
@@ -40,8 +42,10 @@ from allocator.core.posterior import (
     posterior,
     warm_start,
 )
-from allocator.core.ramp import waiting_for
-from allocator.core.record import Record, Stream
+from allocator.core.ramp import MISMATCH, mismatched, waiting_for
+from allocator.core.record import Record, Stream, served
+from allocator.core.sample_ratio import ALPHA as SAMPLE_RATIO_ALPHA
+from allocator.core.sample_ratio import draw_p_values
 from allocator.core.snapshot import Entry, Table
 from allocator.core.statistics import COUNT, Sums, discounted, matured, sums_of
 from allocator.core.tally import EXPOSURE_STREAM, REWARD_STREAM, Tally, counts, up_to
@@ -77,6 +81,7 @@ class Plan:
 
     tables: what was learned, one for each table. exposures: decisions of each arm, (arms,). pending: those whose reward is still open.
     settle_through: last bucket to settle, or None. changed: does anything differ that a decider or an operator must hear of?
+    limits: what candidates may ever receive, for whoever grants it. sample_ratio: p-value of each candidate's draws, (arms,).
     """
 
     status: Status
@@ -93,6 +98,8 @@ class Plan:
     notes: tuple[str, ...]
     settle_through: int | None
     changed: bool
+    limits: Limits | None
+    sample_ratio: tuple[float, ...]
 
 
 def plan(record: Record, found: Tally, now: float) -> Plan:
@@ -106,6 +113,11 @@ def plan(record: Record, found: Tally, now: float) -> Plan:
     eligible = np.array([arm.name not in status.drained for arm in experiment.arms])
     learned = tuple(_learn(record, found, segment, eligible, now) for segment in _tables(experiment))
     outcomes = _rewards(found)
+    ratio = draw_p_values(found.draws, len(experiment.arms))
+    ratio[experiment.incumbent] = 1.0  # it mirrors the others
+    finished = used_up(experiment, found, now)
+    if running:
+        status = _notice(experiment, status, ratio, finished, occurrences)
     judgements = tuple(j for arm, j in sorted(look.judgements.items()) if eligible[arm])
     if status.state is State.RUNNING:
         status = _conclude(experiment, status, learned[0], judgements, now, occurrences)
@@ -121,7 +133,7 @@ def plan(record: Record, found: Tally, now: float) -> Plan:
         evidence = forget_safety(evidence)
     slots, layouts, notes = record.slots, record.layouts, ()
     if status.state is State.RUNNING:
-        slots, layouts, notes = _allocate(record, status, learned, judgements, eligible)
+        slots, layouts, notes = _allocate(record, status, learned, judgements, eligible, finished)
     through = closing(experiment, now)
     settles = bool(found.open.buckets.size) and int(found.open.buckets[0]) <= through
     if settles:
@@ -144,6 +156,8 @@ def plan(record: Record, found: Tally, now: float) -> Plan:
         notes=notes,
         settle_through=through if settles else None,
         changed=status != record.status or slots != record.slots or layouts != record.layouts,
+        limits=budget_limits(experiment, found),
+        sample_ratio=tuple(ratio.tolist()),
     )
 
 
@@ -185,7 +199,7 @@ def entry_of(record: Record) -> Entry:
         only = (next(i for i, arm in enumerate(e.arms) if arm.name == status.winner), Reason.ALLOCATED)
     elif not running or stage.cap == 0 or not record.layouts:
         only = (e.incumbent, Reason.INCUMBENT_ONLY)
-    drained = sum(1 << index for index, arm in enumerate(e.arms) if arm.name in status.drained)
+    drained = {index for index, arm in enumerate(e.arms) if arm.name in status.drained}
     strict = running and e.exposure.strict
     return Entry(
         experiment=record.name,
@@ -198,13 +212,13 @@ def entry_of(record: Record) -> Entry:
         model_uris=tuple(arm.model_uri for arm in e.arms),
         incumbent=e.incumbent,
         tables=tuple(
-            Table(layout.ends, layout.owners, _served(slots, e.incumbent, drained))
+            Table(layout.ends, layout.owners, served(slots, e.incumbent, drained))
             for layout, slots in zip(record.layouts, record.slots, strict=True)
         ),
         only=only,
-        drained=drained,
+        drained=sum(1 << index for index in drained),
         counted=status.state is not State.DRAFT,
-        shadow_arms=tuple(i for i in range(len(e.arms)) if i != e.incumbent and not drained >> i & 1)
+        shadow_arms=tuple(i for i in range(len(e.arms)) if i != e.incumbent and i not in drained)
         if running and stage.shadow and not status.frozen
         else (),
         activation=status.activation,
@@ -212,7 +226,7 @@ def entry_of(record: Record) -> Entry:
         segments=tuple({key: frozenset(values) for key, values in segment.match.items()} for segment in e.segments),
         target={key: frozenset(values) for key, values in e.target.items()},
         opt_out=e.opt_out,
-        pins={unit.encode(): _index(e, arm) for unit, arm in e.pins.items() if not drained >> _index(e, arm) & 1}
+        pins={unit.encode(): _index(e, arm) for unit, arm in e.pins.items() if _index(e, arm) not in drained}
         if running and not status.frozen
         else {},
         lease_seconds=e.lease_seconds,
@@ -223,6 +237,8 @@ def entry_of(record: Record) -> Entry:
         cap=min(stage.cap, e.exposure.total),
         cap_per_candidate=e.exposure.per_candidate,
         burst=e.exposure.burst,
+        leased_requests=leases_requests(e),
+        leased_units=leases_units(e),
     )
 
 
@@ -280,6 +296,26 @@ def _obey(experiment: Experiment, status: Status, look: Review, now: float, occu
             if told not in status.alerted:
                 status = replace(status, alerted=(*status.alerted, told))
                 occurrences.append(Occurrence(f"guardrail.{judgement.action.value.lower()}", message))
+    return status
+
+
+def _notice(
+    experiment: Experiment, status: Status, ratio: Sequence[float], finished: Iterable[int], occurrences: list[Occurrence]
+) -> Status:
+    """The status after telling, once an activation, of draws that contradict the weights, and of budgets that are used up."""
+    news = []
+    for arm, p in enumerate(ratio):
+        name = experiment.arms[arm].name
+        if p <= SAMPLE_RATIO_ALPHA:
+            why = f"{name} was not drawn as often as its weights say, p = {p:.2g}: whatever loses or adds decisions may bias rewards too"
+            news.append((f"{MISMATCH}/{name}", Occurrence("experiment.sample_ratio", why)))
+    for arm in sorted(finished):
+        name, budget = experiment.arms[arm].name, experiment.exposure.budget.requests
+        news.append((f"BUDGET:{budget}/{name}", Occurrence("arm.budget", f"{name} has had its whole budget of {budget} requests")))
+    for told, occurrence in news:
+        if told not in status.alerted:
+            status = replace(status, alerted=(*status.alerted, told))
+            occurrences.append(occurrence)
     return status
 
 
@@ -362,7 +398,7 @@ def _conclude(
     """Name the winner once the stop rule is met, and promote it where the spec says so. What was named stays named."""
     rule = experiment.conclude
     last = status.stage + 1 == len(experiment.stages)
-    if rule is None or experiment.stages[status.stage].shadow:
+    if rule is None or experiment.stages[status.stage].shadow or mismatched(status):
         return status
     arm = int(learned.best.prob_best.argmax())
     loss = float(learned.best.expected_loss[arm])
@@ -382,7 +418,12 @@ def _conclude(
 
 
 def _allocate(
-    record: Record, status: Status, learned: Sequence[Learned], judgements: Sequence[Judgement], eligible: NDArray[np.bool_]
+    record: Record,
+    status: Status,
+    learned: Sequence[Learned],
+    judgements: Sequence[Judgement],
+    eligible: NDArray[np.bool_],
+    finished: frozenset[int],
 ) -> tuple[tuple[tuple[int, ...], ...], tuple[Layout, ...], tuple[str, ...]]:
     """Slots and layout of each table, and why they are not what the policy wanted."""
     experiment = record.experiment
@@ -404,20 +445,22 @@ def _allocate(
         if judgement.arm in held and same_stage and record.slots:
             because = f"{', '.join(judgement.held)} lacks data" if judgement.held else "a guardrail that holds is breached"
             notes.append(f"the weight of {name} may not rise: {because}")
+    notes += [f"{experiment.arms[arm].name} has used up its budget of {x.budget.requests} requests" for arm in sorted(finished)]
     done_slots, done_layouts = [], []
     for index, table in enumerate(learned):
         before = record.slots[index] if index < len(record.slots) else None
         if before is not None and len(before) < arms:
             before = (*before, *(0,) * (arms - len(before)))
         caps = np.full(arms, per_candidate)
+        caps[list(finished)] = 0.0
         if before is not None and same_stage:
             for arm in held:
-                caps[arm] = min(per_candidate, before[arm] / SLOTS)
+                caps[arm] = min(caps[arm], before[arm] / SLOTS)
         least = np.minimum(floors, caps)
         least[incumbent] = 0.0
         weights = limits.allowed(table.wanted, incumbent, cap, caps, least, eligible)
         if index == 0:
-            notes.extend(_cap_notes(experiment, table.wanted, weights, cap))
+            notes.extend(_cap_notes(experiment, table.wanted, weights, cap, finished))
         target = list(limits.to_slots(weights, np.where(eligible, least, 0.0), incumbent, cap, caps))
         if before is not None:
             for arm in range(arms):
@@ -445,16 +488,9 @@ def _not_worth_moving(
     return within and sum(served) <= cap * SLOTS and (moved <= 1 or not at_cap)
 
 
-def _cap_notes(experiment: Experiment, wanted: Floats, weights: Floats, cap: float) -> list[str]:
+def _cap_notes(experiment: Experiment, wanted: Floats, weights: Floats, cap: float, finished: frozenset[int]) -> list[str]:
     notes = []
     for arm, (want, have) in enumerate(zip(wanted, weights, strict=True)):
-        if arm != experiment.incumbent and want > have + 0.001:
+        if arm not in (experiment.incumbent, *finished) and want > have + 0.001:
             notes.append(f"{experiment.arms[arm].name} would get {want:.1%}; caps and the stage allow {have:.1%} (all candidates: {cap:.1%})")
     return notes
-
-
-def _served(slots: Sequence[int], incumbent: int, drained: int) -> tuple[int, ...]:
-    """Slots as served: those of drained arms are the incumbent's."""
-    served = [0 if drained >> arm & 1 else count for arm, count in enumerate(slots)]
-    served[incumbent] += SLOTS - sum(served)
-    return tuple(served)

@@ -1,7 +1,8 @@
 """The ramp: stage, evidence and time in; advance, or what is still missing, out.
 
 Exposure widens only on evidence: a stage is left when its least duration and outcomes are there, no guardrail holds or warns, every one
-is proven safe since the stage began, and as many people as the next stage asks for have agreed. Stepping back needs nothing.
+is proven safe since the stage began, and as many people as the next stage asks for have agreed. Stepping back needs nothing. Draws that
+contradicted the weights hold it for the rest of the activation: nobody knows what else went astray, and no evidence mends that.
 A shadow stage serves no candidate, so no outcome can prove anything in it: it asks for time and people only.
 """
 
@@ -12,6 +13,13 @@ from collections.abc import Iterable, Sequence
 from allocator.core.experiment import Experiment
 from allocator.core.guardrail import Judgement
 from allocator.core.lifecycle import Status
+
+MISMATCH = "SAMPLE_RATIO"  # how `Status.alerted` says that an arm was not drawn as often as its weights say
+
+
+def mismatched(status: Status) -> tuple[str, ...]:
+    """Arms that were not drawn as often as their weights say, in this activation."""
+    return tuple(told.partition("/")[2] for told in status.alerted if told.partition("/")[0] == MISMATCH)
 
 
 def waiting_for(
@@ -29,6 +37,8 @@ def waiting_for(
     spent = now - status.stage_since_seconds
     if spent < stage.min_duration_seconds:
         missing.append(f"{stage.min_duration_seconds - spent:.0f} s more in this stage")
+    if names := mismatched(status):
+        missing.append(f"draws of {', '.join(names)} that agree with the weights: find what went astray, then freeze and resume")
     if not stage.shadow:
         for judgement in judgements:
             name = experiment.arms[judgement.arm].name

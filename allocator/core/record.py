@@ -6,15 +6,17 @@ refused. What changes with every outcome is not in it: those are cells, which th
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from allocator.core.assignment import Layout
+from allocator.core.assignment import SLOTS, Layout
 from allocator.core.evidence import Restarts
 from allocator.core.experiment import Experiment
-from allocator.core.lifecycle import Status
+from allocator.core.lifecycle import State, Status
 
-EXPOSURES = "_exposures"  # count: decisions of the arm; total: their expected number x 65,536; square_high: its variance x 65,536
+EXPOSURES = "_exposures"  # count: decisions of the arm
+RATIO = "_ratio"  # count: draws of the arm; total: their expected number x 65,536; squares: its variance x 65,536 squared
 UNITS = "_units"  # count: first decisions of a unit within the window
 REWARD = "_reward"
 
@@ -91,3 +93,21 @@ class Record:
     def name(self) -> str:
         """`namespace/name`."""
         return self.experiment.full_name
+
+    @property
+    def served(self) -> tuple[int, ...]:
+        """Of 65,536 slots, those that each arm serves now (of the first table): its propensity."""
+        e, status = self.experiment, self.status
+        names = [arm.name for arm in e.arms]
+        only = names.index(status.winner) if status.winner else e.incumbent
+        if status.state is not State.RUNNING or e.stages[status.stage].cap == 0 or not self.slots:
+            return tuple(SLOTS * (arm == only) for arm in range(len(names)))
+        slots = (*self.slots[0], *(0,) * (len(names) - len(self.slots[0])))
+        return served(slots, e.incumbent, {arm for arm, name in enumerate(names) if name in status.drained})
+
+
+def served(slots: Sequence[int], incumbent: int, drained: Collection[int]) -> tuple[int, ...]:
+    """Slots as served: those of drained arms are the incumbent's."""
+    kept = [0 if arm in drained else count for arm, count in enumerate(slots)]
+    kept[incumbent] += SLOTS - sum(kept)
+    return tuple(kept)

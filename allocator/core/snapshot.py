@@ -34,7 +34,8 @@ class Entry:
     version: grows with each published change. state: the lifecycle's word. only: (arm, reason number) when everyone gets one arm.
     tables: one, or one for each segment with `other` last. drained: arms that get nothing, a bit for each. counted: do decisions
     teach anything (not before the start)? shadow_arms: in a shadow stage, the arms to mirror to, one for each unit.
-    activation: guardrail evidence starts again with each.
+    activation: guardrail evidence starts again with each, and what a decider had leased in an earlier one is lost. leased_requests,
+    leased_units: a candidate serves only what this decider holds a lease of: exposures, units that meet it for the first time.
     """
 
     experiment: str
@@ -65,6 +66,8 @@ class Entry:
     cap: float = 1.0
     cap_per_candidate: float = 1.0
     burst: int = 50
+    leased_requests: bool = False
+    leased_units: bool = False
 
     def digest(self) -> str:
         """SHA-256 over every field, hexadecimal."""
@@ -73,7 +76,7 @@ class Entry:
             (self.incumbent, tuple(map(tuple, self.tables)), self.only, self.drained, self.counted, self.shadow_arms, self.activation),
             (self.segment_names, [_sorted(match) for match in self.segments], _sorted(self.target), self.opt_out),
             (sorted(self.pins.items()), self.lease_seconds, self.window_seconds, self.bucket_seconds, self.first_only),
-            (self.strict, self.cap, self.cap_per_candidate, self.burst),
+            (self.strict, self.cap, self.cap_per_candidate, self.burst, self.leased_requests, self.leased_units),
         )
         return hashlib.sha256(repr(parts).encode()).hexdigest()
 

@@ -277,11 +277,27 @@ def check_revision(before: Record, after: Experiment) -> None:
         ("spec.assignment", old.assignment, after.assignment),
         ("spec.policy.halfLife", old.policy.half_life_seconds, after.policy.half_life_seconds),
         ("spec.policy.weights", old.policy.pooling, after.policy.pooling),
-        ("spec.bucket", old.bucket_width_seconds, after.bucket_width_seconds),
+        ("spec.bucket", old.bucket_seconds, after.bucket_seconds),
         ("spec.unitContribution", old.unit_contribution, after.unit_contribution),
     ):
         if a != b:
             found.append(Violation(path, f"got another value than the running one: it {why}"))
+    a, b = old.exposure, after.exposure
+    counted = a.budget.requests is not None or a.budget.loss is not None
+    for path, kept, value in (
+        ("budget.requests", counted, b.budget.requests),
+        ("budget.loss", counted, b.budget.loss),
+        ("budget.units", a.budget.units is not None, b.budget.units),
+        ("maxLoss", a.max_loss is not None, b.max_loss),
+    ):
+        if value is not None and not kept:
+            found.append(
+                Violation(
+                    f"spec.exposure.{path}",
+                    f"got {value}, and the experiment began without: what candidates received since was not held against it. It can change"
+                    " or go, but not come; apply a new experiment under another name",
+                )
+            )
     if before.status.stage >= len(after.stages):
         found.append(Violation("spec.ramp", f"got {len(after.stages)} stages, and the experiment is in stage {before.status.stage}"))
     if found:

@@ -1,7 +1,9 @@
 """The engine whole: store, snapshot, planner, ingest and commands, joined once.
 
 In: the ports. Out: an object that the server, the tests and the simulator drive. `start` loads what the store holds and plans once before
-anyone asks; with `threads` off nothing runs by itself, and the caller ticks the planner with a clock of its own.
+anyone asks; with `threads` off nothing runs by itself, and the caller ticks the planner with a clock of its own. Leases of budgets are
+filled at each tick and when one runs low: then by the decision that left it low, or with threads by the planner soon after. A caller
+whose decisions must not wait for the store sets `decider.low` to what has `fill_leases` called elsewhere.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from collections.abc import Callable
 from allocator.core.decider import Decider
 from allocator.core.description import Description, describe
 from allocator.engine.commands import Commands
+from allocator.engine.grants import Grants
 from allocator.engine.ingest import Ingest
 from allocator.engine.live import Live
 from allocator.engine.planner import Planned, Planner
@@ -37,17 +40,23 @@ class Engine:
         key = store.secret()
         self.live = Live(clock)
         self.registry = Registry(store, self.live)
-        self.planner = Planner(store, self.registry, self.live, clock, refresh_seconds, observe)
+        self.decider = Decider(key, restarted=restarted, life=int(clock.now() * 1e6))  # later lives are larger; no two begin at once
+        self.grants = Grants(store, self.live, self.decider)
+        self.planner = Planner(store, self.registry, self.live, self.grants, clock, refresh_seconds, observe)
         self.ingest = Ingest(store, self.registry, key, clock, self.planner.wake)
         self.commands = Commands(self.registry, self.planner, clock, entropy)
-        self.decider = Decider(key, restarted=restarted)
 
     def start(self, *, threads: bool = True) -> None:
         """Load, plan once, and (with threads) keep planning."""
         self.registry.load()
         self.planner.tick()
+        self.decider.low = self.planner.wake if threads else self.fill_leases
         if threads:
             self.planner.start()
+
+    def fill_leases(self) -> None:
+        """Set aside more of the budgets for this process's decider, where it needs more. Waits for the store."""
+        self.grants.fill()
 
     def describe(self, name: str) -> Description:
         """The experiment as of now. Raises NotFound."""

@@ -16,6 +16,8 @@ from allocator.core.decider import Exposure
 from allocator.core.decision_id import DecisionId, read
 from allocator.core.outcome import Outcome
 from allocator.core.record import EXPOSURES, UNITS, Cell
+from allocator.core.statistics import MICRO
+from allocator.core.tally import draw_stream
 from allocator.engine.registry import Registry
 from allocator.errors import InvalidArgument, Violation
 from allocator.ports import Clock, Contribution, Counted, ExposureRow, OutcomeRow, Store
@@ -145,9 +147,13 @@ def exposure_rows(exposures: Iterable[Exposure]) -> list[ExposureRow]:
     rows = []
     for e in exposures:
         uid = e.uid.hex()
-        rows.append(ExposureRow(uid, Cell(e.bucket, e.arm, e.segment, EXPOSURES, 0, e.count, 0)))
+        if e.count:
+            rows.append(ExposureRow(uid, Cell(e.bucket, e.arm, e.segment, EXPOSURES, 0, e.count, 0)))
         if e.units:
             rows.append(ExposureRow(uid, Cell(e.bucket, e.arm, e.segment, f"{UNITS}#{e.activation}", 0, e.units, 0)))
+        if e.drawn or e.expected:
+            stream = draw_stream(e.activation, e.life)
+            rows.append(ExposureRow(uid, Cell(e.bucket, e.arm, e.segment, stream, 0, e.drawn, e.expected, *divmod(e.variance, MICRO))))
     return rows
 
 

@@ -1,4 +1,4 @@
-"""The planner: statistics → plan → store, with its audit records → publish.
+"""The planner: statistics → plan → store, with its audit records → publish → leases.
 
 In: which experiments have new outcomes, and the time. Out: new weights and state changes, stored and in force. One thread carries it out.
 It is woken when outcomes were committed and looks at the guardrails of those experiments at once; weights follow at each refresh. An
@@ -19,10 +19,12 @@ from dataclasses import dataclass, replace
 import structlog
 
 from allocator.core.audit import AuditEntry
+from allocator.core.budget import leases_requests, leases_units
 from allocator.core.lifecycle import State
 from allocator.core.plan import GRACE_SECONDS, Plan, coarsening, plan
 from allocator.core.record import Record
 from allocator.core.tally import Tally, tally
+from allocator.engine.grants import Grants
 from allocator.engine.live import Live
 from allocator.engine.registry import Registry
 from allocator.errors import AllocatorError, InvalidArgument, Overloaded, Unavailable
@@ -54,6 +56,7 @@ class Planner:
         store: Store,
         registry: Registry,
         live: Live,
+        grants: Grants,
         clock: Clock,
         refresh_seconds: float = 1.0,
         observe: Callable[[Planned], None] | None = None,
@@ -61,6 +64,7 @@ class Planner:
         self._store = store
         self._registry = registry
         self._live = live
+        self._grants = grants
         self._clock = clock
         self._refresh = refresh_seconds
         self._observe = observe
@@ -105,7 +109,7 @@ class Planner:
             self._stopped.wait(LEAST_PAUSE_SECONDS)
 
     def tick(self) -> list[Planned]:
-        """One pass: plan what has new outcomes or is due, save, publish, and confirm the table. Returns what was planned.
+        """One pass: plan what has new outcomes or is due, save, publish, confirm the table, fill leases. Returns what was planned.
 
         Raises Unavailable when the store cannot be read; the table is then not confirmed.
         """
@@ -118,6 +122,9 @@ class Planner:
             planned = [done for record in wanted if (done := self._plan(record, now)) is not None]
             self._save(planned, now)
             self._live.confirm()
+            for done in planned:
+                self._grants.renew(done.record.uid, done.plan.limits)
+            self._grants.fill()
             return planned
 
     def replan(self, uid: str) -> None:
@@ -128,11 +135,15 @@ class Planner:
 
     def tally(self, record: Record) -> Tally:
         """What the store counted for the record."""
-        return tally(record, self._store.cells(record.uid), self._store.settled(record.uid))
+        found = tally(record, self._store.cells(record.uid), self._store.settled(record.uid))
+        if not (leases_requests(record.experiment) or leases_units(record.experiment)):
+            return found
+        return replace(found, granted=self._store.granted(record.uid), held=self._grants.held(record.uid))
 
     def _plan(self, record: Record, now: float) -> Planned | None:
         if record.status.state in (State.DRAFT, State.ROLLED_BACK, State.CONCLUDED):
             self._due[record.uid] = math.inf
+            self._grants.renew(record.uid, None)
             return None
         started = time.perf_counter()
         try:

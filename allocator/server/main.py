@@ -7,6 +7,7 @@ notice, calls under way end, exposures are stored, the store is closed.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import signal
 import socket
 import threading
@@ -56,6 +57,7 @@ class Server:
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="rpc")
         self._web: WSGIServer | None = None
         self._tasks: list[asyncio.Task[None]] = []
+        self._low = asyncio.Event()
         self.address = ""
         self.metrics_address = ""
 
@@ -79,9 +81,10 @@ class Server:
         except BaseException:
             store.close()
             raise
+        self.engine.decider.low = self._low.set  # called where decisions are made: in this loop's thread
         self.engine.planner.start()
         await self._grpc.start()
-        self._tasks.append(asyncio.create_task(self._flush()))
+        self._tasks += [asyncio.create_task(self._flush()), asyncio.create_task(self._lease())]
         for name in ("", *SERVICES):
             await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
         log.info(
@@ -158,6 +161,18 @@ class Server:
 
     def _ready(self) -> bool:
         return self.engine.live.age() < float("inf")
+
+    async def _lease(self) -> None:
+        """Keep the leases of budgets filled: soon when one runs low, and at intervals since limits grow."""
+        loop = asyncio.get_running_loop()
+        while True:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._low.wait(), FLUSH_SECONDS)
+            self._low.clear()
+            try:
+                await loop.run_in_executor(self._threads, self.engine.fill_leases)
+            except Exception:
+                log.exception("budget.crashed")
 
     async def _flush(self) -> None:
         while True:

@@ -65,6 +65,12 @@ class Metrics:
             "allocator_experiment_state", "1 for the state that an experiment is in.", ["experiment", "state"], registry=registry
         )
         self.stage = Gauge("allocator_experiment_stage", "Index of the ramp stage.", ["experiment"], registry=registry)
+        self.sample_ratio = Gauge(
+            "allocator_sample_ratio_p_value",
+            "How surprising the draws are, given the published weights: the least p-value of any candidate, valid at every look.",
+            ["experiment"],
+            registry=registry,
+        )
         self.plan_duration = Histogram(
             "allocator_plan_duration_seconds", "Time to plan one experiment.", buckets=SLOW, registry=registry
         )
@@ -117,6 +123,7 @@ class Metrics:
             elif entry.tables:
                 served = entry.tables[0].served
                 self.weight.labels(label, arm.name).set(served[index] / SLOTS if index < len(served) else 0.0)
+        self.sample_ratio.labels(label).set(min(plan.sample_ratio))
         worst: dict[tuple[str, str], float] = {}
         for finding in plan.findings:
             if finding.arm != experiment.incumbent:

@@ -32,6 +32,7 @@ class MemoryStore:
         self._open: dict[str, Sums] = {}
         self._settled: dict[str, Sums] = {}
         self._settles: dict[str, Settle] = {}
+        self._granted: dict[str, dict[tuple[int, str], int]] = {}
         self._mark = 0
         self._marks: dict[str, int] = {}
 
@@ -82,6 +83,20 @@ class MemoryStore:
         with self._lock:
             self._check()
             return max(self._mark, since), [uid for uid, mark in self._marks.items() if mark > since]
+
+    def grant(self, uid: str, arm: int, kind: str, amount: int, limit: int) -> int:
+        with self._lock:
+            self._check()
+            before = self._granted.get(uid, {}).get((arm, kind), 0)
+            granted = max(0, min(amount, limit - before))
+            if granted:
+                self._granted.setdefault(uid, {})[arm, kind] = before + granted
+            return granted
+
+    def granted(self, uid: str) -> dict[tuple[int, str], int]:
+        with self._lock:
+            self._check()
+            return dict(self._granted.get(uid, {}))
 
     def audit(self, after: int = 0, limit: int = 1000, experiment: str | None = None) -> list[AuditRecord]:
         with self._lock:

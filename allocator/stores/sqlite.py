@@ -38,7 +38,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from importlib import resources
 from itertools import islice
-from typing import TypeVar
+from typing import Any, TypeVar
 from urllib.parse import quote
 
 import msgspec
@@ -80,7 +80,7 @@ class SqliteStore:
         self._lock: int | None = None
         self._closed = False
         self._gate = threading.Lock()  # nothing enters the queue behind its end
-        self._queue: queue.SimpleQueue[_Add | _Save | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[_Add | _Grant | _Save | None] = queue.SimpleQueue()
         self._reserve = _Reserve(self._path)
         try:
             with _told():
@@ -120,6 +120,15 @@ class SqliteStore:
         marks = self._read(_MARKS, "SELECT json_group_object(uid, mark) FROM experiments WHERE mark > ?", since)
         return max(marks.values(), default=since), list(marks)
 
+    def grant(self, uid: str, arm: int, kind: str, amount: int, limit: int) -> int:
+        return self._submit(_Grant(uid, arm, kind, amount, limit))
+
+    def granted(self, uid: str) -> dict[tuple[int, str], int]:
+        rows = self._rows("SELECT uid, arm, kind, granted, proof FROM grants WHERE uid = ?", uid)
+        for row in rows:
+            _prove(*row)
+        return {(arm, kind): granted for _, arm, kind, granted, _ in rows}
+
     def audit(self, after: int = 0, limit: int = 1000, experiment: str | None = None) -> list[AuditRecord]:
         values: tuple[object, ...] = (after, max(limit, 0))
         if experiment is None:
@@ -152,6 +161,9 @@ class SqliteStore:
             for table in ("cells", "settled"):
                 altered = {row[0] for row in db.execute(f"SELECT {_COLUMNS} FROM {table}") if not _fits(row)}
                 found += [f"a sum of experiment number {number} in table {table} was altered" for number in sorted(altered)]
+            for *account, granted, proof in db.execute("SELECT uid, arm, kind, granted, proof FROM grants"):
+                if _proof_of(*account, granted) != proof:
+                    found.append(f"what was granted of the budget of experiment {account[0]} was altered")
         broken = first_broken(self._whole_audit())
         if broken:
             found.append(f"audit record {broken} does not fit the one before it: one of them was altered, removed or swapped")
@@ -196,7 +208,7 @@ class SqliteStore:
 
     # Writing: on the writer's thread.
 
-    def _submit(self, work: _Add | _Save) -> list:
+    def _submit(self, work: _Add | _Grant | _Save) -> Any:
         with self._gate:
             if self._closed:
                 raise rules.closed()
@@ -207,7 +219,7 @@ class SqliteStore:
         """Take all the work that waits, carry it out, tell its callers; until the end of the queue."""
         ended = False
         while not ended:
-            group: list[_Add | _Save] = []
+            group: list[_Add | _Grant | _Save] = []
             rows = 0
             while rows < GROUP_ROWS:
                 try:
@@ -222,8 +234,8 @@ class SqliteStore:
             if group:
                 self._carry_out(group)
 
-    def _carry_out(self, group: list[_Add | _Save]) -> None:
-        adds = [work for work in group if isinstance(work, _Add)]
+    def _carry_out(self, group: list[_Add | _Grant | _Save]) -> None:
+        adds = [work for work in group if isinstance(work, _Add | _Grant)]
         saves = [work for work in group if isinstance(work, _Save)]
         if adds and not self._reserve.take():
             _tell(adds, OSError(errno.ENOSPC, "the reserve for saves is not whole"))
@@ -239,14 +251,15 @@ class SqliteStore:
         if self._log_bytes() > LOG_BYTES:
             self._checkpoint()
 
-    def _commit(self, adds: list[_Add], saves: list[_Save]) -> Exception | None:
+    def _commit(self, adds: list[_Add | _Grant], saves: list[_Save]) -> Exception | None:
         """All of it in one transaction. The answers are left with the works. Returns why nothing of it was written, or None."""
         with self._reading if self._path == MEMORY else contextlib.nullcontext():
             try:
                 if self._writer is None:
                     self._writer = _connect(self._path)
                 self._writer.execute("BEGIN IMMEDIATE")
-                self._isolate(self._count_all, adds)
+                self._isolate(self._count_all, [work for work in adds if isinstance(work, _Add)])
+                self._isolate(self._grant_all, [work for work in adds if isinstance(work, _Grant)])
                 self._isolate(self._save_all, [item for work in saves for item in work.items])
                 self._writer.execute("COMMIT")
             except Exception as exc:
@@ -350,6 +363,18 @@ class SqliteStore:
     def _touch(self, numbers: set[int]) -> None:
         if numbers:
             self._writer.execute(_WRITE_MARKS, (_text(list(numbers)),))
+
+    def _grant_all(self, works: list[_Grant]) -> None:
+        for work in works:
+            account = (work.uid, work.arm, work.kind)
+            row = self._writer.execute(_READ_GRANT, account).fetchone()
+            if row is not None:
+                _prove(*account, *row)
+            before = row[0] if row is not None else 0
+            work.answer = max(0, min(work.amount, work.limit - before))
+            if work.answer:
+                after = before + work.answer
+                self._writer.execute("REPLACE INTO grants VALUES (?, ?, ?, ?, ?)", (*account, after, _proof_of(*account, after)))
 
     def _save_all(self, items: list[_Item]) -> None:
         versions = dict(self._ask(_VERSIONS, _READ_VERSIONS, _text([item.save.record.name for item in items])))
@@ -487,6 +512,24 @@ class _Add:
 
 
 @dataclass(slots=True, eq=False)
+class _Grant:
+    """What a caller asks for of a budget, and the future on which it waits."""
+
+    uid: str
+    arm: int
+    kind: str
+    amount: int
+    limit: int
+    answer: int | Exception | None = None
+    future: Future[int] = field(default_factory=Future)
+
+    def __len__(self) -> int:
+        return 1
+
+    tell = _Add.tell
+
+
+@dataclass(slots=True, eq=False)
 class _Item:
     """One save, with its document."""
 
@@ -569,7 +612,7 @@ class _Reserve:
         return True
 
 
-def _tell(works: Sequence[_Add | _Save], failure: Exception | None = None) -> None:
+def _tell(works: Sequence[_Add | _Grant | _Save], failure: Exception | None = None) -> None:
     for work in works:
         if failure is None:
             work.tell()
@@ -804,6 +847,8 @@ _WRITE_SEEN = """INSERT INTO seen
     SELECT CAST(e.key AS INTEGER), CAST(b.key AS INTEGER), CAST(n.key AS INTEGER), n.value
     FROM json_each(?) e CROSS JOIN json_each(e.value) b CROSS JOIN json_each(b.value) n WHERE true
     ON CONFLICT (experiment, bucket, nonce) DO UPDATE SET metrics = excluded.metrics"""
+
+_READ_GRANT = "SELECT granted, proof FROM grants WHERE uid = ? AND arm = ? AND kind = ?"
 
 _READ_VERSIONS = "SELECT json_group_array(json_array(name, version)) FROM records WHERE name IN (SELECT value FROM json_each(?))"
 

@@ -15,7 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from allocator.core.assignment import SLOTS, first_layout, pick
-from allocator.core.gate import ONE, Block, BudgetLease, CapGate
+from allocator.core.decision import Reason, choose
+from allocator.core.gate import ONE, REQUESTS, UNITS, Block, BudgetGate, BudgetLease, CapGate
+from allocator.core.snapshot import Entry, Table
 from allocator.errors import InvalidArgument
 
 CAP = st.one_of(st.sampled_from([0.0, 0.01, 0.1, 0.5, 1.0]), st.floats(0.0, 1.0))
@@ -335,3 +337,176 @@ def test_a_budget_is_never_passed_through_crashes_freezes_and_repeated_or_reorde
             leases[decider].void(epoch)
             assert not leases[decider].spend()
         assert spent <= leased <= budget
+
+
+# ---- the leases of one decider
+
+
+def leased(*blocks, arms=3, requests=True, units=False, low=lambda: None):
+    """A gate that holds blocks (kind, arm, exposures) of epoch 1."""
+    gate = BudgetGate(low)
+    gate.change(arms, 0, 1, requests=requests, units=units)
+    for serial, (kind, arm, exposures) in enumerate(blocks):
+        gate.post(kind, arm, Block(serial, 1, exposures))
+    return gate
+
+
+def serve(gate, arm, unit=b"unit"):
+    """Does the candidate serve the unit?"""
+    if gate.closed_mask(unit) >> arm & 1:
+        return False
+    gate.spend(arm, unit)
+    return True
+
+
+def test_without_a_lease_every_candidate_is_closed_and_never_the_incumbent():
+    assert leased().closed_mask(b"unit") == 0b110
+    assert leased(requests=False, units=True).closed_mask(b"unit") == 0b110
+    assert leased(requests=False).closed_mask(b"unit") == 0
+
+
+def test_a_candidate_serves_what_was_posted_for_it_and_no_more():
+    gate = leased((REQUESTS, 1, 2), (REQUESTS, 2, 1))
+    assert [serve(gate, 1) for _ in range(4)] == [True, True, False, False]
+    assert gate.closed_mask(b"unit") == 0b010
+    assert [serve(gate, 2) for _ in range(2)] == [True, False]
+    assert (gate.spent(REQUESTS, 1), gate.spent(REQUESTS, 2), gate.spent(REQUESTS, 9)) == (2, 1, 0)
+
+
+def test_a_unit_is_spent_once_for_each_candidate_and_comes_back_when_all_is_spent():
+    gate = leased((UNITS, 1, 2), (UNITS, 2, 1), requests=False, units=True)
+    assert [serve(gate, 1, unit) for unit in (b"a", b"a", b"b", b"a", b"c", b"b")] == [True, True, True, True, False, True]
+    assert serve(gate, 2, b"a")
+    assert (gate.closed_mask(b"a"), gate.closed_mask(b"b"), gate.closed_mask(b"c")) == (0b000, 0b100, 0b110)
+
+
+def test_units_whose_bytes_run_on_are_told_apart():
+    gate = leased((UNITS, 1, 1), arms=99, requests=False, units=True)
+    assert serve(gate, 1, b"a")
+    assert gate.closed_mask(b"a\x01") >> 1 & 1
+    assert gate.closed_mask(b"") >> ord("a") & 1
+
+
+def test_a_unit_that_could_not_be_remembered_is_spent_again(monkeypatch):
+    monkeypatch.setattr("allocator.core.gate.MAX_UNITS_KNOWN", 1)
+    gate = leased((UNITS, 1, 4), requests=False, units=True)
+    assert [serve(gate, 1, unit) for unit in (b"a", b"b", b"b", b"b", b"b", b"a")] == [True, True, True, True, False, True]
+
+
+def test_both_kinds_of_lease_bind_together():
+    gate = leased((REQUESTS, 1, 3), (UNITS, 1, 2), units=True)
+    assert [serve(gate, 1, unit) for unit in (b"a", b"b", b"c", b"a", b"a")] == [True, True, False, True, False]
+
+
+def test_another_epoch_voids_what_was_leased_but_not_what_is_known_of_units():
+    gate = leased((REQUESTS, 1, 5), (UNITS, 1, 5), units=True)
+    assert serve(gate, 1, b"a")
+    gate.change(3, 0, 2, requests=True, units=True)
+    assert gate.closed_mask(b"a") == 0b110
+    gate.post(REQUESTS, 1, Block(7, 1, 5))  # granted before the freeze, and late
+    assert gate.closed_mask(b"a") == 0b110
+    gate.post(REQUESTS, 1, Block(8, 2, 5))
+    assert (gate.closed_mask(b"a"), gate.closed_mask(b"b")) == (0b100, 0b110)
+
+
+def test_a_lease_says_once_that_it_is_low_and_again_after_the_next_block():
+    said = []
+    gate = leased((REQUESTS, 1, 10), low=lambda: said.append(gate.spent(REQUESTS, 1)))
+    while serve(gate, 1):
+        pass
+    assert said == [5]
+    gate.post(REQUESTS, 1, Block(5, 1, 1))
+    assert serve(gate, 1)
+    assert said == [5, 11]
+
+
+def test_an_arm_that_joins_has_nothing_until_it_is_granted():
+    gate = leased((REQUESTS, 1, 2), arms=2)
+    gate.change(3, 0, 1, requests=True, units=False)
+    assert gate.closed_mask(b"unit") == 0b100
+    gate.post(REQUESTS, 2, Block(3, 1, 1))
+    assert serve(gate, 2)
+    assert serve(gate, 1)
+
+
+def entry_of(*slots, sticky=True):
+    """An experiment whose arms own these slots, the incumbent first."""
+    layout, arms = first_layout(slots), tuple("abc"[: len(slots)])
+    return Entry("default/x", b"u" * 8, 1, "RUNNING", sticky, b"salt", arms, arms, 0, (Table(layout.ends, layout.owners, slots),))
+
+
+def strict_and_leased(decisions, deciders, seed):
+    """(requests so far, exposures so far of each arm, what was granted), at every decision of any of the deciders."""
+    rng = random.Random(seed)
+    cap, total, burst, budget = 0.1, 0.15, 20.0, decisions // 20
+    entry = entry_of(SLOTS - 16_000, 8_000, 8_000, sticky=False)  # more than the caps, so that both bind
+    gates = [CapGate(0, [0.0, cap, cap], total, burst / deciders) for _ in range(deciders)]
+    budgets = [leased() for _ in range(deciders)]
+    granted, exposed, serial = [0, 0, 0], [0, 0, 0], 0
+    for request in range(1, decisions + 1):
+        decider = rng.randrange(deciders) if deciders > 1 else 0
+        if request % 50 == 0:  # somebody asks the store for more, in vain at last
+            for arm in (1, 2):
+                block = min(rng.randrange(12), budget - granted[arm])
+                granted[arm] += block
+                serial += 1
+                budgets[decider].post(REQUESTS, arm, Block(serial, 1, block))
+        choice = choose(entry, b"unit", {}, request.to_bytes(8, "big"), gate=gates[decider], budgets=budgets[decider])
+        exposed[choice.arm] += 1
+        yield request, exposed, granted, budget, choice
+
+
+def check_strict_and_leased(decisions, deciders):
+    reasons = {}
+    for request, exposed, granted, budget, choice in strict_and_leased(decisions, deciders, 7):
+        one, other = exposed[1], exposed[2]
+        assert one <= 0.1 * request + 20
+        assert other <= 0.1 * request + 20
+        assert one + other <= 0.15 * request + 20
+        assert one <= granted[1] <= budget
+        assert other <= granted[2] <= budget
+        reasons[choice.reason] = reasons.get(choice.reason, 0) + 1
+    assert exposed[1] > 0.9 * budget  # the budget was there to be spent
+    assert reasons[Reason.CAPPED] > 0
+
+
+@pytest.mark.parametrize("deciders", [1, 4])
+def test_strict_caps_and_budgets_hold_together_at_every_decision(deciders):
+    check_strict_and_leased(60_000, deciders)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("deciders", [1, 4])
+def test_strict_caps_and_budgets_hold_together_at_every_one_of_a_million_decisions(deciders):
+    check_strict_and_leased(1_000_000, deciders)
+
+
+def test_a_budget_that_closes_sends_the_unit_to_the_incumbent_at_the_propensity_after_the_gate():
+    entry = entry_of(SLOTS - 30_000, 20_000, 10_000)
+    units = {arm: next(u for u in (b"%d" % n for n in range(1000)) if choose(entry, u, {}, b"").arm == arm) for arm in range(3)}
+    gate = CapGate(0, [0.0, 1.0, 1.0], 1.0, 50)
+    budgets = leased((REQUESTS, 1, 1), (REQUESTS, 2, 5))
+    first = choose(entry, units[1], {}, b"", gate=gate, budgets=budgets)
+    assert (first.arm, first.slots, first.reason, first.gated) == (1, 20_000, Reason.ALLOCATED, False)
+    again = choose(entry, units[1], {}, b"", gate=gate, budgets=budgets)
+    assert (again.arm, again.slots, again.reason, again.gated) == (0, SLOTS - 10_000, Reason.CAPPED, True)
+    other = choose(entry, units[2], {}, b"", gate=gate, budgets=budgets)
+    assert (other.arm, other.slots, other.reason, other.gated) == (2, 10_000, Reason.ALLOCATED, True)
+    incumbent = choose(entry, units[0], {}, b"", gate=gate, budgets=budgets)
+    assert (incumbent.arm, incumbent.slots, incumbent.reason) == (0, SLOTS - 10_000, Reason.ALLOCATED)
+
+
+def test_a_decision_that_a_budget_refuses_earns_credit_and_spends_none():
+    entry = entry_of(0, SLOTS)
+    gate, budgets = CapGate(0, [0.0, 0.25], 1.0, 1), leased(arms=2)
+    assert [choose(entry, b"u", {}, b"", gate=gate, budgets=budgets).arm for _ in range(8)] == [0] * 8
+    budgets.post(REQUESTS, 1, Block(0, 1, 9))
+    assert [choose(entry, b"u", {}, b"", gate=gate, budgets=budgets).arm for _ in range(5)] == [1, 0, 0, 0, 1]
+
+
+def test_a_closed_candidate_that_nobody_would_draw_does_not_gate_the_others():
+    entry = entry_of(SLOTS - 10_000, 10_000, 0)
+    budgets = leased((REQUESTS, 1, 100))
+    choices = [choose(entry, b"%d" % n, {}, b"", budgets=budgets) for n in range(50)]
+    assert not any(choice.gated for choice in choices)
+    assert {choice.slots for choice in choices} == {SLOTS - 10_000, 10_000}

@@ -10,9 +10,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from allocator.core.assignment import SLOTS
 from allocator.core.sample_ratio import (
     ALPHA,
+    PSI,
+    TILTS,
+    Draws,
+    draw_p_values,
     log_adaptive_sample_ratio,
+    log_draw_evidence,
     log_fixed_sample_ratio,
     p_value,
     sample_ratio_grid,
@@ -115,6 +121,89 @@ def test_a_fixed_split_raises_a_false_alarm_at_most_alpha_often():
 def test_the_p_value_never_rises_again():
     assert p_value([1.0, 3.0, -2.0]) == pytest.approx(math.exp(-3.0))
     assert p_value(-5.0) == 1.0
+
+
+# ---- draws, in three integers for each arm
+
+
+def draws_of(drawn, slots):
+    """Draws of one arm: drawn, slots: whole numbers (n,), out of `slots` each."""
+    drawn, slots = [int(each) for each in drawn], [int(each) for each in slots]
+    return Draws((sum(drawn),), (sum(slots),), (sum(each * (SLOTS - each) for each in slots),))
+
+
+def test_the_evidence_of_draws_is_the_average_of_its_terms_in_forty_digits():
+    drawn, slots = 5_400, [6_000] * 40_000 + [9_000] * 10_000
+    with mpmath.workdps(40):
+        over = drawn - mpmath.mpf(sum(slots)) / SLOTS
+        variance = sum(mpmath.mpf(each) * (SLOTS - each) for each in (6_000, 9_000, 6_000, 6_000, 6_000)) * 10_000 / SLOTS**2
+        tilts = [sign * mpmath.mpf(2) ** -k for k in range(9) for sign in (1, -1)]
+        terms = [mpmath.e ** (tilt * over - (mpmath.e ** abs(tilt) - 1 - abs(tilt)) * variance) for tilt in tilts]
+        expected = float(mpmath.log(sum(terms) / len(terms)))
+    assert log_draw_evidence(Draws((drawn,), (sum(slots),), (sum(s * (SLOTS - s) for s in slots),)))[0] == pytest.approx(expected, rel=1e-12)
+
+
+def test_one_draw_multiplies_no_term_by_more_than_1_on_average():
+    """The whole proof of validity: exact, over every number of slots that an arm may have."""
+    p = (np.arange(SLOTS + 1) / SLOTS)[:, None]
+    factor = (1.0 - p) * np.exp(-TILTS * p) + p * np.exp(TILTS * (1.0 - p))
+    assert np.all(factor <= np.exp(PSI * p * (1.0 - p)) * (1.0 + 1e-12))
+
+
+def alarms_at(alpha, chance_of, runs, seed, looks=60, batch=50):
+    """Share of runs that reach 1/alpha at any look, when the slots of each batch follow the draws before it."""
+    rng = np.random.default_rng(seed)
+    drawn, expected, variance = np.zeros(runs), np.zeros(runs), np.zeros(runs)
+    reached = np.zeros(runs, dtype=bool)
+    for _ in range(looks):
+        slots = np.where(drawn * SLOTS > expected, 20_000, 2_000)  # most is at stake when the arm is ahead
+        drawn += rng.binomial(batch, chance_of(slots / SLOTS))
+        expected += batch * slots
+        variance += batch * slots * (SLOTS - slots)
+        evidence = log_draw_evidence(Draws(*(tuple(int(each) for each in column) for column in (drawn, expected, variance))))
+        reached |= evidence >= -math.log(alpha)
+    return reached.mean()
+
+
+def test_true_draws_at_weights_that_follow_the_draws_raise_a_false_alarm_at_most_alpha_often():
+    runs = 4000
+    assert 0.0 < alarms_at(0.1, lambda p: p, runs, 71) <= 0.1 + four_errors(0.1, runs)
+
+
+@pytest.mark.parametrize("wrong", [0.75, 1.35])
+def test_an_arm_drawn_too_rarely_or_too_often_raises_the_alarm(wrong):
+    assert alarms_at(ALPHA, lambda p: wrong * p, 50, 72, looks=800) == 1.0
+
+
+def test_draws_add_up_in_any_order_to_the_same_evidence():
+    rng = np.random.default_rng(73)
+    slots = rng.integers(0, SLOTS, 500)
+    drawn = rng.random(500) < slots / SLOTS
+    order = rng.permutation(500)
+    assert log_draw_evidence(draws_of(drawn, slots)) == log_draw_evidence(draws_of(drawn[order], slots[order]))
+
+
+def test_the_same_units_seen_by_nine_processes_are_no_more_surprising_than_by_one():
+    """Two and a half standard deviations, which every ninetieth healthy experiment shows. As one sample it would be an alarm."""
+    n = 100_000
+    mean, variance = 0.1 * n, 0.09 * n
+    once = Draws((round(mean + 2.5 * math.sqrt(variance)),), (n * 6554,), (n * 6554 * (SLOTS - 6554),))
+    nine = Draws(*((9 * column[0],) for column in (once.drawn, once.expected, once.variance)))
+    assert draw_p_values([nine], 1)[0] <= ALPHA
+    assert draw_p_values([once] * 9, 1)[0] == draw_p_values([once], 1)[0] > 0.1
+
+
+def test_shares_of_alpha_of_all_lives_sum_to_one():
+    sure = draws_of([1] * 200, [655] * 200)
+    nothing = draws_of([], [])
+    evidence = log_draw_evidence(sure)[0]
+    for j in (1, 2, 10, 100):
+        assert draw_p_values([nothing] * (j - 1) + [sure], 1)[0] == pytest.approx(math.exp(-evidence) * j * (j + 1))
+    assert sum(1 / (j * (j + 1)) for j in range(1, 10**6)) < 1
+
+
+def test_without_draws_nothing_is_surprising():
+    assert draw_p_values([], 3).tolist() == [1.0, 1.0, 1.0]
 
 
 @pytest.mark.parametrize(

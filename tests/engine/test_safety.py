@@ -338,6 +338,7 @@ def test_a_warning_takes_the_floor_and_ends_by_proof_of_recovery(rehearsal, comm
         ramp=(RampStage(0.5), RampStage(0.5, approvals=1)),
         reward=Reward("click", window_seconds=30),
         guardrails=(Guardrail("errors", "error", max=0.05),),
+        alpha=1e-9,  # a breach asks for much, so that the warning comes first by far
     )
     engine = rehearsal.run(experiment)
 
@@ -368,3 +369,16 @@ def test_a_warning_takes_the_floor_and_ends_by_proof_of_recovery(rehearsal, comm
     reason = next(r.entry.reason for r in rehearsal.store.audit() if "errors of new recovered" in r.entry.reason)
     assert ("ENVIRONMENT" in reason) == common
     assert ("TRANSIENT" in reason) != common
+
+
+def test_a_persistent_guardrail_waits_for_several_buckets_to_agree(rehearsal):
+    patient = Guardrail("errors", "error", max=0.02, persistence=3)
+    rehearsal.run(two_arms(guardrails=(patient,), reward=Reward("click", window_seconds=600)))  # buckets of 10 s
+    rehearsal.serve(300, healthy(rehearsal), seconds=10)
+    rehearsal.serve(300, lambda arm: {"reward": 0.0, "error": float(arm == "new")}, seconds=10)  # a blip of one bucket
+    assert rehearsal.record().status.state.value == "RUNNING"
+    for _ in range(5):
+        rehearsal.serve(100, lambda arm: {"reward": 0.0, "error": float(arm == "new")}, seconds=10)
+        if rehearsal.record().status.state.value == "FROZEN":
+            break
+    assert rehearsal.record().status.state.value == "FROZEN"

@@ -281,6 +281,42 @@ def test_the_secret_is_32_bytes_of_the_entropy_given(store):
     assert store.secret() == store.secret()
 
 
+# Budgets
+
+
+def test_a_grant_is_what_is_left_of_the_limit_and_never_more_than_was_asked(store):
+    assert [store.grant(UID, 1, "requests", 40, 100) for _ in range(4)] == [40, 40, 20, 0]
+    assert store.granted(UID) == {(1, "requests"): 100}
+
+
+def test_a_limit_that_grows_grants_more_and_one_that_falls_takes_nothing_back(store):
+    assert store.grant(UID, 1, "requests", 10, 10) == 10
+    assert store.grant(UID, 1, "requests", 10, 5) == 0
+    assert store.grant(UID, 1, "requests", 10, 13) == 3
+    assert store.grant(UID, 1, "requests", 0, 100) == 0
+    assert store.granted(UID) == {(1, "requests"): 13}
+
+
+def test_each_experiment_arm_and_kind_has_an_account_of_its_own(store):
+    for account in ((UID, 1, "requests"), (UID, 2, "requests"), (UID, 1, "units"), (OTHER, 1, "requests")):
+        assert store.grant(*account, 5, 5) == 5
+    assert store.granted(UID) == {(1, "requests"): 5, (2, "requests"): 5, (1, "units"): 5}
+    assert store.granted(OTHER) == {(1, "requests"): 5}
+    assert store.granted("0" * 16) == {}
+
+
+def test_a_grant_changes_no_cell(store):
+    mark, _ = store.changed(0)
+    store.grant(UID, 1, "requests", 5, 5)
+    assert store.changed(mark) == (mark, [])
+
+
+def test_of_eight_threads_that_ask_at_once_none_gets_what_another_got(store):
+    with ThreadPoolExecutor(8) as threads:
+        granted = list(threads.map(lambda amount: store.grant(UID, 1, "requests", amount, 500), [1 + i % 7 for i in range(200)]))
+    assert sum(granted) == 500 == store.granted(UID)[1, "requests"]
+
+
 # What changed
 
 
@@ -489,6 +525,8 @@ def test_a_closed_store_answers_that_it_is_closed(store):
         lambda: store.cells(UID),
         lambda: store.settled(UID),
         lambda: store.changed(0),
+        lambda: store.grant(UID, 1, "requests", 1, 1),
+        lambda: store.granted(UID),
         store.audit,
     ]
     for call in calls:

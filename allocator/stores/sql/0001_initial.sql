@@ -83,6 +83,17 @@ CREATE TABLE seen (
     CONSTRAINT int64 CHECK (typeof(bucket) = 'integer' AND typeof(nonce) = 'integer' AND typeof(metrics) = 'integer')
 ) WITHOUT ROWID;
 
+-- What was ever set aside of budgets. It only grows.
+CREATE TABLE grants (
+    uid TEXT NOT NULL,
+    arm INTEGER NOT NULL,
+    kind TEXT NOT NULL,
+    granted INTEGER NOT NULL,
+    proof INTEGER NOT NULL,
+    PRIMARY KEY (uid, arm, kind),
+    CONSTRAINT int64 CHECK (typeof(arm) = 'integer' AND typeof(granted) = 'integer')
+) WITHOUT ROWID;
+
 -- seconds is text: the digest covers its digits.
 CREATE TABLE audit (
     sequence INTEGER PRIMARY KEY,

@@ -1,0 +1,147 @@
+"""Keeps the leases of this process's decider filled, out of what the store sets aside.
+
+In: the limits of each plan, and how much the decider has spent. Out: blocks of exposures, granted by the store before they are handed over,
+so that whatever happens afterwards less is received than was granted, never more. Whoever plans or serves calls `fill`: after each
+plan, from time to time, and when the decider says that a lease runs low. It waits for the store, so never where decisions are made.
+
+A lease follows its use: its size doubles when half of it was spent between two looks, and halves when hardly any of it was. What a
+process holds is lost when it stops, so near a limit blocks shrink to a quarter of what is left of it. The clock is not asked: how
+often one looks sets the scale.
+
+Dropped: giving back what was not spent (a crash between the two counts twice what was spent); asking the store for each exposure (a
+decision would wait for the disk); a share of the budget for each process (the busy one stops while the idle one sits on the rest).
+"""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+
+import structlog
+
+from allocator.core.budget import TOGETHER, Limits
+from allocator.core.decider import Decider
+from allocator.core.gate import REQUESTS, UNITS, Block
+from allocator.core.snapshot import Entry
+from allocator.engine.live import Live
+from allocator.errors import AllocatorError
+from allocator.ports import Store
+
+LEAST = 16  # exposures in a lease that is hardly used, where the limit is far
+MOST = 1 << 20
+NEAR = 4  # a block is at most this part of what may still be granted
+
+log = structlog.get_logger()
+
+
+@dataclass(slots=True)
+class _Lease:
+    """What was handed over for one arm and kind, in one activation. spent_before: what its decider had spent when that began."""
+
+    activation: int
+    spent_before: int
+    serial: int
+    granted: int = 0
+    size: int = LEAST
+    seen: int = 0  # spent at the last look
+
+    def left(self, spent: int) -> int:
+        """What the decider still holds, when it has spent so much in all."""
+        return max(self.granted - (spent - self.spent_before), 0)
+
+
+class Grants:
+    """The leases of one decider. Any thread may call; they take turns."""
+
+    def __init__(self, store: Store, live: Live, decider: Decider) -> None:
+        self._store = store
+        self._live = live
+        self._decider = decider
+        self._lock = threading.Lock()
+        self._limits: dict[str, Limits] = {}
+        self._leases: dict[tuple[str, int, str], _Lease] = {}
+
+    def renew(self, uid: str, limits: Limits | None) -> None:
+        """The limits of an experiment as of its latest plan; None when it has none, or has ended."""
+        with self._lock:
+            if limits is None:
+                self._limits.pop(uid, None)
+            else:
+                self._limits[uid] = limits
+
+    def fill(self) -> None:
+        """Fill up every lease that needs it. A store that cannot write is told of in the log, and asked again next time."""
+        with self._lock:
+            for uid, limits in self._limits.items():
+                entry = self._live.snapshot.by_uid.get(bytes.fromhex(uid))
+                if entry is None or entry.only is not None:
+                    continue
+                try:
+                    self._fill(entry, uid, limits)
+                except AllocatorError as error:
+                    log.warning("budget.not_granted", experiment=entry.experiment, reason=error.reason, error=error.message)
+
+    def held(self, uid: str) -> frozenset[int]:
+        """Arms of which this process holds requests that are not spent yet."""
+        with self._lock:
+            entry = self._live.snapshot.by_uid.get(bytes.fromhex(uid))
+            return frozenset(
+                arm
+                for arm in range(len(entry.arms) if entry is not None else 0)
+                if (lease := self._leases.get((uid, arm, REQUESTS))) is not None
+                and lease.activation == entry.activation
+                and lease.left(self._spent(entry, REQUESTS, arm))
+            )
+
+    def _fill(self, entry: Entry, uid: str, limits: Limits) -> None:
+        granted: dict[tuple[int, str], int] | None = None
+        for arm in range(len(entry.arms)):
+            planned = arm < len(limits.requests) and any(arm < len(table.served) and table.served[arm] for table in entry.tables)
+            if arm == entry.incumbent or not planned:
+                continue
+            for kind, leased in ((REQUESTS, entry.leased_requests), (UNITS, entry.leased_units)):
+                wanted = self._wanted(entry, uid, kind, arm) if leased else 0
+                if not wanted:
+                    continue
+                if granted is None:
+                    granted = self._store.granted(uid)
+                got = self._grant(entry, uid, kind, arm, wanted, limits, granted)
+                if got:
+                    lease = self._leases[uid, arm, kind]
+                    lease.serial += 1
+                    lease.granted += got
+                    self._decider.budget(entry.uid).post(kind, arm, Block(lease.serial, lease.activation, got))
+
+    def _wanted(self, entry: Entry, uid: str, kind: str, arm: int) -> int:
+        """How much the lease should grow by; 0 while it is more than half full."""
+        spent = self._spent(entry, kind, arm)
+        lease = self._leases.get((uid, arm, kind))
+        if lease is None or lease.activation != entry.activation:
+            serial, size = (0, LEAST) if lease is None else (lease.serial, lease.size)
+            lease = self._leases[uid, arm, kind] = _Lease(entry.activation, spent, serial, size=size, seen=spent)
+        used, lease.seen = spent - lease.seen, spent
+        if 2 * used >= lease.size:
+            lease.size = min(2 * lease.size, MOST)
+        elif 8 * used < lease.size:
+            lease.size = max(lease.size // 2, LEAST)
+        left = lease.left(spent)
+        return lease.size - left if 2 * left <= lease.size else 0
+
+    def _grant(
+        self, entry: Entry, uid: str, kind: str, arm: int, wanted: int, limits: Limits, granted: dict[tuple[int, str], int]
+    ) -> int:
+        """Set aside up to `wanted`, from every account that it counts in; what one of them refuses is lost to those before."""
+        own = (limits.requests if kind == REQUESTS else limits.units)[arm]
+        accounts = [(arm, kind, own)] if own is not None else []
+        if kind == REQUESTS and limits.together is not None:
+            accounts.insert(0, (entry.incumbent, TOGETHER, limits.together))
+        room = min((limit - granted.get((of, name), 0) for of, name, limit in accounts), default=0)
+        got = min(wanted, max(room // NEAR, 1)) if room > 0 else 0
+        for of, name, limit in accounts:
+            if got:
+                got = self._store.grant(uid, of, name, got, limit)
+                granted[of, name] = granted.get((of, name), 0) + got
+        return got
+
+    def _spent(self, entry: Entry, kind: str, arm: int) -> int:
+        return self._decider.budget(entry.uid).spent(kind, arm)
