@@ -46,7 +46,7 @@ def busy_record() -> tuple[Record, list[Cell]]:
             for place, stream in enumerate(streams_of(record)):
                 bad = (bucket + arm + place) % 50 == 0
                 total = [0, 0, (5 + arm) * 1_000_000][place] if place < 3 else bad * 1_000_000
-                cells.append(Cell(bucket, arm, 0, stream, 0, 100, total, total if place == 2 else 0))
+                cells.append(Cell(bucket, arm, 0, stream, 100, total, total if place == 2 else 0))
     made = plan(record, tally(record, cells, ()), NOW)
     return replace(record, slots=made.slots, layouts=made.layouts, status=made.status, version=2), cells
 

@@ -40,8 +40,8 @@ def batch() -> list[OutcomeRow]:
     rows = []
     for _ in range(BATCH):
         bucket, arm = 60_000_000 + RNG.randrange(3), RNG.randrange(3)
-        reward = Contribution(0, Cell(bucket, arm, 0, "_reward", 0, 1, RNG.randrange(2) * 1_000_000, 1, 0))
-        error = Contribution(1, Cell(bucket, arm, 0, "errors@0a1b2c3d", 0, 1, RNG.randrange(2) * 1_000_000, 1, 0))
+        reward = Contribution(0, Cell(bucket, arm, 0, "_reward", 1, RNG.randrange(2) * 1_000_000, 1, 0))
+        error = Contribution(1, Cell(bucket, arm, 0, "errors@0a1b2c3d", 1, RNG.randrange(2) * 1_000_000, 1, 0))
         rows.append(OutcomeRow(UID, RNG.randbytes(8), bucket, 3, (reward, error)))
     return rows
 

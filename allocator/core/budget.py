@@ -14,8 +14,9 @@ lower bounds l_i, and P exposures granted to all candidates together, of which n
 
     a mu_0 N + sum n_i (l_i - mu_0) - (P - n) max(mu_0 - l_i, 0) >= 0      (sum and max over candidates)
 
-for the true mu_0. The left side is concave in mu_0, so it is enough to look at both ends of mu_0's interval. P <= a N needs no bounds at
-all. All candidates share P: it does not matter to whom it goes, so planners that know different counts cannot break it between them.
+for the true mu_0. The left side is concave in mu_0 and not negative at 0, so an upper bound u of mu_0 that passes is enough: what is below
+passes too. P <= a N needs no bounds at all. All candidates share P: it does not matter to whom it goes, so planners that know different
+counts cannot break it between them.
 
 The bounds are confidence sequences of all arms, which together fail with probability at most ALPHA, ever. They hold for means that do
 not drift; under drift, set a guardrail relative to the incumbent instead.
@@ -30,12 +31,12 @@ Sources: Wu, Shariff, Lattimore & Szepesvari 2016; Garcelon, Ghavamzadeh, Lazari
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from allocator.core.confidence import confidence_sequence
 from allocator.core.experiment import Budget, Experiment
@@ -103,7 +104,7 @@ def limits(experiment: Experiment, found: Tally) -> Limits | None:
                 before = requests[arm]
                 requests[arm] = limit if before is None else min(before, limit)
         if x.max_loss is not None:
-            together = conservative_limit(x.max_loss, known.exposures, low, high, experiment.incumbent)
+            together = conservative_limit(x.max_loss, known.exposures, low, float(high[experiment.incumbent]), experiment.incumbent)
     requests[experiment.incumbent] = None
     units = tuple(None if arm == experiment.incumbent else x.budget.units for arm in range(arms))
     return Limits(tuple(requests), units, together)
@@ -118,21 +119,20 @@ def loss_limit(budget: float, returned: float, incumbent_high: float) -> int:
     return min(NO_LIMIT, math.floor((Fraction(budget) + Fraction(returned)) / Fraction(incumbent_high)))
 
 
-def conservative_limit(share: float, exposures: Sequence[float] | Floats, low: Floats, high: Floats, incumbent: int) -> int:
+def conservative_limit(share: float, exposures: ArrayLike, low: ArrayLike, incumbent_high: float, incumbent: int) -> int:
     """Exposures of all candidates together that keep total reward above (1 - share) of the incumbent's.
 
-    share: in (0, 1). exposures: decisions that each arm is known to have had. low, high: bounds of each arm's mean, in [0, 1].
+    share: in (0, 1). exposures: (arms,), decisions that each is known to have had. low: (arms,), lower bounds of the means, in [0, 1];
+    incumbent_high: upper bound of the incumbent's; incumbent: its index.
     """
     counts, lows = np.asarray(exposures, dtype=np.float64), np.asarray(low, dtype=np.float64)
     candidates = np.arange(counts.size) != incumbent
     everything, spent = float(counts.sum()), float(counts[candidates].sum())
-    limit = NO_LIMIT
-    for mean in (float(low[incumbent]), float(high[incumbent])):
-        slack = share * mean * everything + float((counts * (lows - mean))[candidates].sum())
-        price = mean - float(lows[candidates].min())
-        if price > 0:
-            limit = min(limit, math.floor(spent + slack / price))
-    return max(limit, math.floor(share * everything))
+    price = incumbent_high - float(lows[candidates].min())
+    if price <= 0:
+        return NO_LIMIT
+    slack = share * incumbent_high * everything + float((counts * (lows - incumbent_high))[candidates].sum())
+    return max(math.floor(share * everything), min(NO_LIMIT, math.floor(spent + slack / price)))
 
 
 def what_is_known(experiment: Experiment, found: Tally) -> Known:

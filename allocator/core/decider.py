@@ -79,42 +79,39 @@ class Decider:
         if memory is None or memory.version != entry.version:
             memory = self._memory(entry)
         choice = choose(entry, unit, attributes, nonce, stale=stale, gate=memory.gate, budgets=memory.budgets)
-        arm = choice.arm
+        arm, slots, reason, segment, teaches, gated, hashed, candidate_slots = choice
         flags = (entry.activation & 31) << ACTIVATION_BITS
-        if choice.counted:
+        if teaches:
             bucket = int(now // entry.bucket_seconds)
-            met = memory.meet(arm, choice.unit, int(now // entry.window_seconds)) if entry.first_only else NEW
+            met = memory.meet(arm, hashed, int(now // entry.window_seconds)) if entry.first_only else NEW
             first = met != KNOWN
             flags |= (FIRST | COUNTED) if first else COUNTED
-            if met == ELSEWHERE or choice.gated or choice.reason == Reason.STALE:
+            if met == ELSEWHERE or gated or reason == Reason.STALE:
                 flags |= GATED
-            key = (entry.uid, entry.activation, bucket, arm, choice.segment)
+            key = (entry.uid, entry.activation, bucket, arm, segment)
             counted = self._counts.get(key)
             if counted is None:
                 self._counts[key] = [1, int(first)]
             else:
                 counted[0] += 1
                 counted[1] += first
-            unit = choice.unit
-            if choice.candidate_slots and (not entry.sticky or (unit not in memory.met and memory.meets(unit))) and not choice.gated:
-                drawn = memory.draws.get((bucket, choice.segment))
+            if candidate_slots and (not entry.sticky or (hashed not in memory.drew and memory.draws_now(hashed))) and not gated:
+                drawn = memory.draws.get((bucket, segment))
                 if drawn is None:
-                    drawn = memory.draws[bucket, choice.segment] = [0] * len(entry.arms)
+                    drawn = memory.draws[bucket, segment] = [0] * len(entry.arms)
                     self._drawing[entry.uid] = memory
                 drawn[arm] += 1
         shadow = choice.shadow(entry)
         return Decision(
             entry.arms[arm],
-            choice.slots / SLOTS,
-            choice.reason,
-            mint(
-                self._key, entry.uid, arm, choice.segment, entry.version, int(now * 1000), choice.slots, nonce, flags, self._key_number
-            ),
+            slots / SLOTS,
+            reason,
+            mint(self._key, entry.uid, arm, segment, entry.version, int(now * 1000), slots, nonce, flags, self._key_number),
             entry.version,
             entry.model_uris[arm],
             entry.arms[entry.incumbent],
             entry.arms[shadow] if shadow >= 0 else "",
-            entry.segment_names[choice.segment],
+            entry.segment_names[segment],
         )
 
     def budget(self, uid: bytes) -> BudgetGate:
@@ -144,11 +141,6 @@ class Decider:
     def give_back(self, exposures: list[Exposure]) -> None:
         """Count these again: they could not be stored."""
         self._returned += exposures
-
-    def forget(self, live: Mapping[bytes, Entry]) -> None:
-        """Drop what is remembered of experiments that are no more."""
-        self._memories = {uid: memory for uid, memory in self._memories.items() if uid in live}
-        self._budgets = {uid: budget for uid, budget in self._budgets.items() if uid in live}
 
     def _close_draws(self, memory: _Memory) -> None:
         """Set aside what was drawn from the weights that `memory` knows: others follow, or it is stored."""
@@ -184,7 +176,7 @@ class _Memory:
     that have drawn in this activation.
     """
 
-    __slots__ = ("activation", "budgets", "draws", "entry", "gate", "limit", "met", "sample", "units", "version", "window")
+    __slots__ = ("activation", "budgets", "draws", "entry", "gate", "limit", "drew", "sample", "units", "version", "window")
 
     def __init__(self, entry: Entry) -> None:
         self.entry = entry
@@ -195,7 +187,7 @@ class _Memory:
         self.units: set[bytes] = set()
         self.window = -1
         self.limit = 256
-        self.met: set[bytes] = set()
+        self.drew: set[bytes] = set()
         self.sample = ALL_UNITS
         self.draws: dict[tuple[int, int], list[int]] = {}
 
@@ -205,7 +197,7 @@ class _Memory:
         if self.activation != entry.activation:
             self.activation = entry.activation
             self.units.clear()
-            self.met.clear()
+            self.drew.clear()
             self.sample = ALL_UNITS
         if not entry.strict:
             self.gate = None
@@ -236,12 +228,12 @@ class _Memory:
             self.units = {seen for seen in self.units if seen[6] < self.limit}
         return met
 
-    def meets(self, unit: bytes) -> bool:
-        """Is the unit in the sample, and here for the first time in this activation? Who left the sample never comes back to it."""
-        if unit[4] << 8 | unit[5] >= self.sample or unit in self.met:
+    def draws_now(self, unit: bytes) -> bool:
+        """Is a unit that never drew in this activation in the sample? Then it has drawn. Who left the sample never comes back to it."""
+        if unit[4] << 8 | unit[5] >= self.sample:
             return False
-        self.met.add(unit)
-        while len(self.met) > MAX_DRAWS_REMEMBERED and self.sample > 1:
+        self.drew.add(unit)
+        while len(self.drew) > MAX_DRAWS_REMEMBERED and self.sample > 1:
             self.sample //= 2
-            self.met = {met for met in self.met if met[4] << 8 | met[5] < self.sample}
+            self.drew = {drew for drew in self.drew if drew[4] << 8 | drew[5] < self.sample}
         return True

@@ -108,7 +108,7 @@ class Contract:
             if rule.reward:
                 micro = round((value - self._reward.shift) / self._reward.unit * MICRO)
                 squares = square_of(micro) if self._squares else (0, 0)
-                cells.append((rule.bit, Cell(bucket, decision.arm, decision.segment, REWARD, 0, 1, micro, *squares)))
+                cells.append((rule.bit, Cell(bucket, decision.arm, decision.segment, REWARD, 1, micro, *squares)))
             if not decision.first:
                 continue
             for use in rule.uses:
@@ -116,9 +116,9 @@ class Contract:
                     continue
                 loss = round(use.guardrail.loss(value, use.low, use.high) * MICRO)
                 key = key_of(use.guardrail, self._activation_of(decision))
-                cells.append((rule.bit, Cell(bucket, decision.arm, decision.segment, key, 0, 1, loss)))
+                cells.append((rule.bit, Cell(bucket, decision.arm, decision.segment, key, 1, loss)))
                 if loss and slots is not None and use.guardrail.relative:
-                    cells.append((rule.bit, Cell(bucket, decision.arm, decision.segment, label_stream(key, slots), 0, 1, loss)))
+                    cells.append((rule.bit, Cell(bucket, decision.arm, decision.segment, label_stream(key, slots), 1, loss)))
         return mask, cells
 
     def _activation_of(self, decision: DecisionId) -> int:

@@ -24,15 +24,13 @@ REWARD = "_reward"
 class Cell(NamedTuple):
     """Additive integer sums of one stream, for one arm, segment and bucket of decision time.
 
-    plan: the snapshot version that decided, where a stream needs it, else 0. total: in micro-units; squares: micro-units squared, as
-    square_high x 1,000,000 + square_low.
+    total: in micro-units; squares: micro-units squared, as square_high x 1,000,000 + square_low.
     """
 
     bucket: int
     arm: int
     segment: int
     stream: str
-    plan: int
     count: int
     total: int
     square_high: int = 0

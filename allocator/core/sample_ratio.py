@@ -70,13 +70,16 @@ class Draws:
     variance: tuple[int, ...]
 
 
-def log_draw_evidence(draws: Draws) -> Floats:
-    """Evidence that an arm was not drawn as often as its slots promised: natural logs, float64 (arms,); 0 before the first draw."""
-    triples = zip(draws.drawn, draws.expected, draws.variance, strict=True)
-    sums = np.array([((drawn * SLOTS - expected) / SLOTS, variance / SLOTS**2) for drawn, expected, variance in triples])
-    terms = sums[:, :1] * TILTS - sums[:, 1:] * PSI
-    largest = terms.max(axis=1)
-    return largest + np.log(np.exp(terms - largest[:, None]).mean(axis=1))
+def log_draw_evidence(draws: Sequence[Draws]) -> Floats:
+    """Evidence in each of `draws` that an arm was not drawn as often as its slots promised: natural logs, float64 (draws, arms).
+
+    0 before the first draw.
+    """
+    over = [[(drawn * SLOTS - expected) / SLOTS for drawn, expected in zip(d.drawn, d.expected, strict=True)] for d in draws]
+    variance = [[squares / SLOTS**2 for squares in d.variance] for d in draws]
+    terms = np.array(over)[..., None] * TILTS - np.array(variance)[..., None] * PSI
+    largest = terms.max(axis=-1)
+    return largest + np.log(np.exp(terms - largest[..., None]).mean(axis=-1))
 
 
 def draw_p_values(lives: Sequence[Draws], arms: int) -> Floats:
@@ -84,10 +87,11 @@ def draw_p_values(lives: Sequence[Draws], arms: int) -> Floats:
 
     Valid at every look. ALPHA or below is an alarm, which a correct service raises with probability at most ALPHA for each arm.
     """
-    most = np.zeros(arms)
-    for j, draws in enumerate(lives, start=1):
-        most = np.maximum(most, log_draw_evidence(draws) - math.log(j * (j + 1)))
-    return np.exp(-np.minimum(most, 700.0))
+    if not lives:
+        return np.ones(arms)
+    j = np.arange(1, len(lives) + 1)[:, None]
+    most = (log_draw_evidence(lives) - np.log(j * (j + 1))).max(axis=0)
+    return np.exp(-np.clip(most, 0.0, 700.0))
 
 
 def sample_ratio_grid() -> LabelGrid:

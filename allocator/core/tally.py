@@ -69,7 +69,7 @@ def tally(record: Record, open_cells: Iterable[Cell], settled_cells: Iterable[Ce
     for cell in open_cells:
         index = names.get(cell.stream)
         if index is not None:
-            rows.append((cell.bucket, cell.arm, cell.segment, index, *cell[5:]))
+            rows.append((cell.bucket, cell.arm, cell.segment, index, *cell[4:]))
             continue
         if cell.stream.startswith(drawing):
             _add_draws(drawn, arms, cell, drawing)
@@ -82,7 +82,7 @@ def tally(record: Record, open_cells: Iterable[Cell], settled_cells: Iterable[Ce
     settled_rows = []
     for cell in settled_cells:
         if cell.stream in names:
-            settled_rows.append((cell.bucket, cell.arm, cell.segment, names[cell.stream], *cell[5:]))
+            settled_rows.append((cell.bucket, cell.arm, cell.segment, names[cell.stream], *cell[4:]))
         elif cell.stream.startswith(drawing):
             _add_draws(drawn, arms, cell, drawing)
     return Tally(

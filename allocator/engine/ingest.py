@@ -148,12 +148,12 @@ def exposure_rows(exposures: Iterable[Exposure]) -> list[ExposureRow]:
     for e in exposures:
         uid = e.uid.hex()
         if e.count:
-            rows.append(ExposureRow(uid, Cell(e.bucket, e.arm, e.segment, EXPOSURES, 0, e.count, 0)))
+            rows.append(ExposureRow(uid, Cell(e.bucket, e.arm, e.segment, EXPOSURES, e.count, 0)))
         if e.units:
-            rows.append(ExposureRow(uid, Cell(e.bucket, e.arm, e.segment, f"{UNITS}#{e.activation}", 0, e.units, 0)))
+            rows.append(ExposureRow(uid, Cell(e.bucket, e.arm, e.segment, f"{UNITS}#{e.activation}", e.units, 0)))
         if e.drawn or e.expected:
             stream = draw_stream(e.activation, e.life)
-            rows.append(ExposureRow(uid, Cell(e.bucket, e.arm, e.segment, stream, 0, e.drawn, e.expected, *divmod(e.variance, MICRO))))
+            rows.append(ExposureRow(uid, Cell(e.bucket, e.arm, e.segment, stream, e.drawn, e.expected, *divmod(e.variance, MICRO))))
     return rows
 
 

@@ -24,7 +24,7 @@ from grpc_health.v1.health import aio as health
 from grpc_reflection.v1alpha import reflection
 from prometheus_client import CollectorRegistry, make_wsgi_app
 
-from allocator.core import best_arm, evidence
+from allocator.core import best_arm, confidence, evidence
 from allocator.engine.engine import Engine
 from allocator.errors import AllocatorError, Unavailable
 from allocator.ports import Clock, Entropy, Store, SystemClock, SystemEntropy
@@ -66,6 +66,7 @@ class Server:
         config = self._config
         best_arm.warm_up()
         evidence.warm_up()
+        confidence.warm_up()
         store = self._given_store or open_store(config.store, self._entropy)
         try:
             registry = CollectorRegistry()

@@ -18,7 +18,7 @@ from allocator.errors import AllocatorError, AlreadyExists, Conflict, InvalidArg
 from allocator.ports import Counted, ExposureRow, OutcomeRow, Save, Settle
 
 Decision = tuple[str, bytes, int]  # uid, nonce, bucket: the first three fields of an OutcomeRow
-Sums = dict[tuple[int, int, int, str, int], list[int]]  # the first five fields of a Cell → the last four
+Sums = dict[tuple[int, int, int, str], list[int]]  # the first four fields of a Cell → the last four
 
 
 @dataclass(slots=True)
@@ -61,13 +61,13 @@ def count(
         sums = batch.open.setdefault(uid, {})
         for metric, cell in contributions:
             if new >> metric & 1:
-                add(sums, cell[:5], cell[5:])
+                add(sums, cell[:4], cell[4:])
     for uid, cell in exposures:
         settle = settles.get(uid)
         if is_settled(settle, cell.bucket):
-            add(batch.settled.setdefault(uid, {}), (coarse(cell.bucket, settle), *cell[1:5]), cell[5:])
+            add(batch.settled.setdefault(uid, {}), (coarse(cell.bucket, settle), *cell[1:4]), cell[4:])
         else:
-            add(batch.open.setdefault(uid, {}), cell[:5], cell[5:])
+            add(batch.open.setdefault(uid, {}), cell[:4], cell[4:])
     return batch
 
 
@@ -78,7 +78,7 @@ def check_nonces(outcomes: Iterable[OutcomeRow]) -> None:
             raise InvalidArgument.of_field("nonce", f"got {len(row[1])} bytes; {NONCE_BYTES} are allowed")
 
 
-def add(sums: Sums, key: tuple[int, int, int, str, int], values: Sequence[int]) -> None:
+def add(sums: Sums, key: tuple[int, int, int, str], values: Sequence[int]) -> None:
     """Add `values` to the sums at `key`."""
     have = sums.get(key)
     if have is None:

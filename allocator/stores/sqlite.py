@@ -418,7 +418,7 @@ class SqliteStore:
         )
         moved: Sums = {}
         for cell in _proven(self._ask(_ROWS, _READ_CELLS.format(table="cells") + " AND bucket <= ?", uid, through)):
-            rules.add(moved, (rules.coarse(cell.bucket, settle), *cell[1:5]), cell[5:])
+            rules.add(moved, (rules.coarse(cell.bucket, settle), *cell[1:4]), cell[4:])
         if moved:
             self._touch(self._add_sums("settled", {uid: moved}, numbers))
             self._writer.execute("DELETE FROM cells WHERE experiment = ? AND bucket <= ?", (number, through))
@@ -791,11 +791,11 @@ def _proven(rows: list[tuple]) -> list[Cell]:
     """Cells of rows (experiment, the fields of the cell, proof). Raises Unavailable when one was altered."""
     if not all(map(_fits, rows)):
         raise _altered()
-    return [Cell._make(row[1:10]) for row in rows]
+    return [Cell._make(row[1:9]) for row in rows]
 
 
 def _fits(row: tuple) -> bool:
-    return _proof_of_sums(row[:6], row[6:10]) == row[10]
+    return _proof_of_sums(row[:5], row[5:9]) == row[9]
 
 
 def _altered() -> Unavailable:
@@ -807,7 +807,7 @@ def _text(values: object) -> str:
 
 
 _DAMAGE = (UnicodeDecodeError, msgspec.MsgspecError)  # of text in the file
-_ROWS = msgspec.json.Decoder(list[tuple[int, int, int, int, str, int, int, int, int, int, int]])
+_ROWS = msgspec.json.Decoder(list[tuple[int, int, int, int, str, int, int, int, int, int]])
 _EXPERIMENTS = msgspec.json.Decoder(list[tuple[int, str, int | None, int, int]])
 _SEEN = msgspec.json.Decoder(list[tuple[int, int, int, int]])
 _VERSIONS = msgspec.json.Decoder(list[tuple[str, int]])
@@ -817,13 +817,13 @@ _NONCE = struct.Struct(">q")
 _PRIME = 2**61 - 1
 _WEIGHTS = (0x1B873593CC9E2D51, 0x0A4B6E8F2C5D7193, 0x13C6EF372FE94F82, 0x0D1B54A32D192ED0)
 
-_COLUMNS = "experiment, bucket, arm, segment, stream, plan, count, total, square_high, square_low, proof"
+_COLUMNS = "experiment, bucket, arm, segment, stream, count, total, square_high, square_low, proof"
 
 _READ_CELLS = f"""SELECT json_group_array(json_array({_COLUMNS}))
     FROM {{table}} WHERE experiment = (SELECT number FROM experiments WHERE uid = ?)"""
 
-_ADD_CELLS = f"""INSERT INTO {{table}} SELECT {", ".join(f"json_extract(value, '$[{i}]')" for i in range(11))} FROM json_each(?) WHERE true
-    ON CONFLICT (experiment, bucket, arm, segment, stream, plan) DO UPDATE SET
+_ADD_CELLS = f"""INSERT INTO {{table}} SELECT {", ".join(f"json_extract(value, '$[{i}]')" for i in range(10))} FROM json_each(?) WHERE true
+    ON CONFLICT (experiment, bucket, arm, segment, stream) DO UPDATE SET
         count = count + excluded.count, total = total + excluded.total,
         square_high = square_high + excluded.square_high, square_low = square_low + excluded.square_low,
         proof = (proof + excluded.proof) % {_PRIME}"""

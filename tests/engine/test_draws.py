@@ -122,7 +122,7 @@ def test_too_many_units_become_a_sample_that_forgets_nobody_it_holds(monkeypatch
     decide(decider, entry, 1000)
     first = sum(count for count, _, _ in drawn(decider).values())
     assert 100 < first < 1000
-    assert len(decider._memories[entry.uid].met) <= 100
+    assert len(decider._memories[entry.uid].drew) <= 100
     decide(decider, entry, 1000)
     assert drawn(decider).get(1, (0, 0, 0))[0] == 0  # none of them again
 
@@ -164,7 +164,7 @@ def test_healthy_draws_raise_no_alarm_through_changing_weights_and_restarts(rehe
     for seed in range(1, 6):
         rates = {"old": 0.1, "new": 0.1 + seed / 50, "newer": 0.12}
         for _ in range(10):
-            rehearsal.serve(100, lambda arm, rates=rates: {"reward": rehearsal.chance(rates[arm])})
+            rehearsal.serve(100, lambda arm, rates=rates, chance=rehearsal.chance: {"reward": chance(rates[arm])})
         described = rehearsal.engine.describe("ranker")
         assert described.sample_ratio > 0.001
         rehearsal.clock.pass_(1)

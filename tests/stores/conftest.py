@@ -47,8 +47,8 @@ def nonce(number: int) -> bytes:
     return number.to_bytes(8, "big")
 
 
-def cell(bucket: int = 10, total: int = 1_000_000, *, arm: int = 1, segment: int = 0, stream: str = "_reward", plan: int = 0) -> Cell:
-    return Cell(bucket, arm, segment, stream, plan, 1, total, 3, 5)
+def cell(bucket: int = 10, total: int = 1_000_000, *, arm: int = 1, segment: int = 0, stream: str = "_reward") -> Cell:
+    return Cell(bucket, arm, segment, stream, 1, total, 3, 5)
 
 
 def outcome(number: int, bucket: int = 10, metrics: tuple[int, ...] = (CLICK,), *, uid: str = UID, total: int = 1_000_000) -> OutcomeRow:
@@ -58,7 +58,7 @@ def outcome(number: int, bucket: int = 10, metrics: tuple[int, ...] = (CLICK,), 
 
 
 def exposure(bucket: int = 10, decisions: int = 1, *, uid: str = UID) -> ExposureRow:
-    return ExposureRow(uid, Cell(bucket, 1, 0, "_exposures", 7, decisions, decisions * 32_768, 0, 0))
+    return ExposureRow(uid, Cell(bucket, 1, 0, "_exposures", decisions, decisions * 32_768, 0, 0))
 
 
 def record(name: str = "ranker", version: int = 1, *, uid: str = UID, **changes: Any) -> Record:
@@ -71,6 +71,6 @@ def entry(action: str = "apply", name: str = "default/ranker", seconds: float = 
 
 def sums(cells: list[Cell]) -> dict[tuple, tuple[int, int, int, int]]:
     """Cells by their key; each key once."""
-    found = {found[:5]: found[5:] for found in cells}
+    found = {found[:4]: found[4:] for found in cells}
     assert len(found) == len(cells)
     return found

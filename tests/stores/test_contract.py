@@ -24,7 +24,7 @@ ACCEPTED, DUPLICATE, LATE = Counted.ACCEPTED, Counted.DUPLICATE, Counted.LATE
 MANY = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
-def fold(rows: Iterable[tuple[str, int, int, int, str, int, tuple[int, int, int, int]]]) -> dict[str, dict[tuple, tuple]]:
+def fold(rows: Iterable[tuple[str, int, int, int, str, tuple[int, int, int, int]]]) -> dict[str, dict[tuple, tuple]]:
     """Sums by uid and key, the slow way."""
     found: dict[str, dict[tuple, tuple]] = {}
     for uid, *key, values in rows:
@@ -41,12 +41,12 @@ def test_an_outcome_counts_once_however_often_it_arrives(store):
     assert store.add([outcome(1)]) == [ACCEPTED]
     for _ in range(3):
         assert store.add([outcome(1)]) == [DUPLICATE]
-    assert store.cells(UID) == [Cell(10, 1, 0, "m0", 0, 1, 1_000_000, 3, 5)]
+    assert store.cells(UID) == [Cell(10, 1, 0, "m0", 1, 1_000_000, 3, 5)]
 
 
 def test_an_outcome_counts_once_within_a_batch(store):
     assert store.add([outcome(1), outcome(2), outcome(1), outcome(1)]) == [ACCEPTED, ACCEPTED, DUPLICATE, DUPLICATE]
-    assert store.cells(UID) == [Cell(10, 1, 0, "m0", 0, 2, 2_000_000, 6, 10)]
+    assert store.cells(UID) == [Cell(10, 1, 0, "m0", 2, 2_000_000, 6, 10)]
 
 
 @pytest.mark.parametrize("at_once", [True, False])
@@ -54,7 +54,7 @@ def test_a_second_report_with_another_metric_adds_that_metric_only(store, at_onc
     reports = [outcome(1, metrics=(CLICK,)), outcome(1, metrics=(CLICK, ERROR), total=7), outcome(1, metrics=(ERROR,))]
     answers = store.add(reports) if at_once else [store.add([report])[0] for report in reports]
     assert answers == [ACCEPTED, ACCEPTED, DUPLICATE]
-    assert sums(store.cells(UID)) == {(10, 1, 0, "m0", 0): (1, 1_000_000, 3, 5), (10, 1, 0, "m1", 0): (1, 7, 3, 5)}
+    assert sums(store.cells(UID)) == {(10, 1, 0, "m0"): (1, 1_000_000, 3, 5), (10, 1, 0, "m1"): (1, 7, 3, 5)}
 
 
 def test_a_metric_that_adds_to_no_stream_is_remembered_too(store):
@@ -66,16 +66,16 @@ def test_a_metric_that_adds_to_no_stream_is_remembered_too(store):
 
 
 def test_one_metric_may_add_to_several_streams(store):
-    row = OutcomeRow(UID, nonce(1), 10, 1, (Contribution(0, cell(stream="a")), Contribution(0, cell(stream="b", arm=0, plan=9))))
+    row = OutcomeRow(UID, nonce(1), 10, 1, (Contribution(0, cell(stream="a")), Contribution(0, cell(stream="b", arm=0))))
     store.add([row, row])
-    assert sums(store.cells(UID)) == {(10, 1, 0, "a", 0): (1, 1_000_000, 3, 5), (10, 0, 0, "b", 9): (1, 1_000_000, 3, 5)}
+    assert sums(store.cells(UID)) == {(10, 1, 0, "a"): (1, 1_000_000, 3, 5), (10, 0, 0, "b"): (1, 1_000_000, 3, 5)}
 
 
 def test_the_last_of_62_metrics_counts_like_the_first(store):
     assert store.add([outcome(1, metrics=(0, 61))]) == [ACCEPTED]
     assert store.add([outcome(1, metrics=(61,))]) == [DUPLICATE]
     assert store.add([outcome(1, metrics=(60, 61))]) == [ACCEPTED]
-    assert {stream for _, _, _, stream, _ in sums(store.cells(UID))} == {"m0", "m60", "m61"}
+    assert {stream for _, _, _, stream in sums(store.cells(UID))} == {"m0", "m60", "m61"}
 
 
 def test_the_same_nonce_in_another_experiment_or_bucket_is_another_decision(store):
@@ -116,9 +116,9 @@ def test_nothing_is_known_of_an_experiment_without_rows(store):
 def test_exposures_add_up(store):
     store.add([outcome(1)], [exposure(decisions=3), exposure(decisions=4), exposure(bucket=11), exposure(uid=OTHER)])
     store.add([], [exposure(decisions=5)])
-    assert sums(store.cells(UID))[10, 1, 0, "_exposures", 7] == (12, 12 * 32_768, 0, 0)
-    assert sums(store.cells(UID))[11, 1, 0, "_exposures", 7] == (1, 32_768, 0, 0)
-    assert sums(store.cells(OTHER)) == {(10, 1, 0, "_exposures", 7): (1, 32_768, 0, 0)}
+    assert sums(store.cells(UID))[10, 1, 0, "_exposures"] == (12, 12 * 32_768, 0, 0)
+    assert sums(store.cells(UID))[11, 1, 0, "_exposures"] == (1, 32_768, 0, 0)
+    assert sums(store.cells(OTHER)) == {(10, 1, 0, "_exposures"): (1, 32_768, 0, 0)}
 
 
 # Settling
@@ -142,8 +142,8 @@ def test_exposures_of_a_settled_bucket_go_to_the_settled_cells(store):
     store.save([Save(record(), None, settle=Settle(10, coarsen=4))])
     store.add([], [exposure(bucket=9), exposure(bucket=7), exposure(bucket=10, decisions=2), exposure(bucket=11)])
     assert sums(store.settled(UID)) == {
-        (2, 1, 0, "_exposures", 7): (3, 3 * 32_768, 0, 0),
-        (1, 1, 0, "_exposures", 7): (1, 32_768, 0, 0),
+        (2, 1, 0, "_exposures"): (3, 3 * 32_768, 0, 0),
+        (1, 1, 0, "_exposures"): (1, 32_768, 0, 0),
     }
     assert [found.bucket for found in store.cells(UID)] == [11]
 
@@ -156,7 +156,7 @@ def test_settling_moves_sums_exactly_into_coarser_buckets(store, coarsen):
 
     def expected(settled: bool) -> dict:
         found = fold(
-            (UID, (row.bucket // coarsen if coarsen else 0) if settled else row.bucket, 1, 0, f"m{n % 3}", 0, (1, n * n, 3, 5))
+            (UID, (row.bucket // coarsen if coarsen else 0) if settled else row.bucket, 1, 0, f"m{n % 3}", (1, n * n, 3, 5))
             for n, row in enumerate(rows)
             if (row.bucket <= 9) is settled
         )
@@ -171,7 +171,7 @@ def test_settling_again_adds_to_what_is_settled_and_opens_nothing(store):
     store.save([Save(record(version=1), None, settle=Settle(4))])
     store.save([Save(record(version=2), 1, settle=Settle(7))])
     store.save([Save(record(version=3), 2, settle=Settle(2))])
-    assert sums(store.settled(UID)) == {(0, 1, 0, "m0", 0): (8, 8_000_000, 24, 40)}
+    assert sums(store.settled(UID)) == {(0, 1, 0, "m0"): (8, 8_000_000, 24, 40)}
     assert sorted(found.bucket for found in store.cells(UID)) == [8, 9]
     assert store.add([outcome(99, bucket=7), outcome(99, bucket=8)]) == [LATE, ACCEPTED]
 
@@ -358,12 +358,12 @@ def test_a_sum_may_reach_the_ends_of_64_bits_and_not_pass_them(store, limit, fie
     def row(number: int, value: int) -> OutcomeRow:
         values = [1, 0, 0, 0]
         values[field] = value
-        return OutcomeRow(UID, nonce(number), 10, 1, (Contribution(0, Cell(10, 1, 0, "m0", 0, *values)),))
+        return OutcomeRow(UID, nonce(number), 10, 1, (Contribution(0, Cell(10, 1, 0, "m0", *values)),))
 
     step = 1 if limit > 0 else -1
     assert store.add([row(1, limit - step), row(2, step)]) == [ACCEPTED, ACCEPTED]
     (before,) = store.cells(UID)
-    assert before[5 + field] == limit
+    assert before[4 + field] == limit
     for number, value in ((3, step), (4, limit)):
         with pytest.raises(Overloaded) as caught:
             store.add([row(5, 0), row(number, value)])
@@ -433,7 +433,7 @@ def test_eight_threads_lose_nothing_and_double_nothing(store):
     assert len(expected) == len(accepted) >= 2_400 + 300
     assert (
         sums([found for found in store.cells(UID) if found.stream != "_exposures"])
-        == (fold((UID, r.bucket, 1, 0, f"m{r.metrics - 1}", 0, r.contributions[0].cell[5:]) for r in expected)[UID])
+        == (fold((UID, r.bucket, 1, 0, f"m{r.metrics - 1}", r.contributions[0].cell[4:]) for r in expected)[UID])
     )
     assert sum(found.count for found in store.cells(UID) if found.stream == "_exposures") == 8 * 17
 
@@ -459,7 +459,7 @@ def test_any_order_and_partition_of_the_same_outcomes_gives_the_same_cells(make_
         store.add(order[:size])
         order = order[size:]
     distinct = {(row.uid, row.nonce, c.metric): c.cell for row in rows for c in row.contributions}
-    expected = fold((uid, *found[:5], found[5:]) for (uid, _, _), found in distinct.items())
+    expected = fold((uid, *found[:4], found[4:]) for (uid, _, _), found in distinct.items())
     for uid in (UID, OTHER):
         assert sums(store.cells(uid)) == expected.get(uid, {})
 
@@ -499,12 +499,12 @@ def test_any_history_of_adding_and_settling_agrees_with_a_plain_fold(make_store,
             for c in fresh:
                 seen.add((row.uid, row.nonce, c.metric))
                 if row.uid == UID:
-                    put(opened, c.cell[:5], c.cell[5:])
+                    put(opened, c.cell[:4], c.cell[4:])
         for _, found in second:
             if found.bucket <= through:
-                put(settled, (found.bucket // coarsen if coarsen else 0, *found[1:5]), found[5:])
+                put(settled, (found.bucket // coarsen if coarsen else 0, *found[1:4]), found[4:])
             else:
-                put(opened, found[:5], found[5:])
+                put(opened, found[:4], found[4:])
     assert sums(store.cells(UID)) == opened
     assert sums(store.settled(UID)) == settled
 

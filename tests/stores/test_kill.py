@@ -41,7 +41,7 @@ def batches(round_: int, writer: int) -> Iterator[list[OutcomeRow]]:
             nonce = bytes([round_, writer]) + number.to_bytes(6, "big")
             total = (number * 7919 + round_) % 1_000_000
             bucket = round_ * 10 + number % 3
-            batch.append(OutcomeRow(UID, nonce, bucket, 1, (Contribution(0, Cell(bucket, writer, 0, "r", 0, 1, total, 1, 2)),)))
+            batch.append(OutcomeRow(UID, nonce, bucket, 1, (Contribution(0, Cell(bucket, writer, 0, "r", 1, total, 1, 2)),)))
             number += 1
         yield batch
         before = batch
@@ -134,7 +134,7 @@ def examine(path: Path, asked: dict[bytes, OutcomeRow], version: int) -> None:
         for row in asked.values():
             cell = row.contributions[0].cell
             sums = expected.setdefault((cell.bucket, cell.arm), [0, 0, 0, 0])
-            for index, value in enumerate(cell[5:]):
+            for index, value in enumerate(cell[4:]):
                 sums[index] += value
         cells = db.execute("SELECT bucket, arm, count, total, square_high, square_low FROM cells").fetchall()
         assert {(bucket, arm): list(sums) for bucket, arm, *sums in cells} == expected

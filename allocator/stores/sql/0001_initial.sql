@@ -36,16 +36,15 @@ CREATE TABLE cells (
     arm INTEGER NOT NULL,
     segment INTEGER NOT NULL,
     stream TEXT NOT NULL,
-    plan INTEGER NOT NULL,
     count INTEGER NOT NULL,
     total INTEGER NOT NULL,
     square_high INTEGER NOT NULL,
     square_low INTEGER NOT NULL,
     proof INTEGER NOT NULL,
-    PRIMARY KEY (experiment, bucket, arm, segment, stream, plan),
+    PRIMARY KEY (experiment, bucket, arm, segment, stream),
     -- A sum that leaves 64 bits would go on as a float.
     CONSTRAINT int64 CHECK (
-        typeof(bucket) = 'integer' AND typeof(arm) = 'integer' AND typeof(segment) = 'integer' AND typeof(plan) = 'integer'
+        typeof(bucket) = 'integer' AND typeof(arm) = 'integer' AND typeof(segment) = 'integer'
         AND typeof(count) = 'integer' AND typeof(total) = 'integer'
         AND typeof(square_high) = 'integer' AND typeof(square_low) = 'integer'
     )
@@ -58,15 +57,14 @@ CREATE TABLE settled (
     arm INTEGER NOT NULL,
     segment INTEGER NOT NULL,
     stream TEXT NOT NULL,
-    plan INTEGER NOT NULL,
     count INTEGER NOT NULL,
     total INTEGER NOT NULL,
     square_high INTEGER NOT NULL,
     square_low INTEGER NOT NULL,
     proof INTEGER NOT NULL,
-    PRIMARY KEY (experiment, bucket, arm, segment, stream, plan),
+    PRIMARY KEY (experiment, bucket, arm, segment, stream),
     CONSTRAINT int64 CHECK (
-        typeof(bucket) = 'integer' AND typeof(arm) = 'integer' AND typeof(segment) = 'integer' AND typeof(plan) = 'integer'
+        typeof(bucket) = 'integer' AND typeof(arm) = 'integer' AND typeof(segment) = 'integer'
         AND typeof(count) = 'integer' AND typeof(total) = 'integer'
         AND typeof(square_high) = 'integer' AND typeof(square_low) = 'integer'
     )
