@@ -80,7 +80,9 @@ def demo(
     output: Annotated[
         Path, typer.Option("--output", metavar="DIR", help="Where to leave the figure and the store.")
     ] = OUTPUT,
-    seconds: Annotated[float, typer.Option("--seconds", min=1, help="Seconds of traffic.")] = 45.0,
+    seconds: Annotated[
+        float, typer.Option("--seconds", min=1, help="Seconds of traffic; with up to 45 the whole demo ends within a minute.")
+    ] = 30.0,
     plain: Annotated[bool, typer.Option("--plain", help="Plain lines, also on a terminal.")] = False,
 ) -> None:
     """Watch a rollout: real models, a better one that is let in, a broken one that is caught."""

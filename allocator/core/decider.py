@@ -176,7 +176,7 @@ class _Memory:
     that have drawn in this activation.
     """
 
-    __slots__ = ("activation", "budgets", "draws", "entry", "gate", "limit", "drew", "sample", "units", "version", "window")
+    __slots__ = ("activation", "budgets", "draws", "drew", "entry", "gate", "limit", "sample", "units", "version", "window")
 
     def __init__(self, entry: Entry) -> None:
         self.entry = entry

@@ -998,7 +998,7 @@ def test_the_demo_is_called_with_what_was_asked(demo: types.SimpleNamespace) -> 
     assert said("demo").code == 0
     assert said("demo", "--seed", "7", "--output", "there", "--seconds", "5", "--plain").code == 1  # what it returned
     assert called == [
-        {"seed": 0, "output": Path("demo-output"), "seconds": 45.0, "plain": False},
+        {"seed": 0, "output": Path("demo-output"), "seconds": 30.0, "plain": False},
         {"seed": 7, "output": Path("there"), "seconds": 5.0, "plain": True},
     ]
 
