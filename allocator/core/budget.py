@@ -128,11 +128,13 @@ def conservative_limit(share: float, exposures: ArrayLike, low: ArrayLike, incum
     counts, lows = np.asarray(exposures, dtype=np.float64), np.asarray(low, dtype=np.float64)
     candidates = np.arange(counts.size) != incumbent
     everything, spent = float(counts.sum()), float(counts[candidates].sum())
+    incumbent_high = float(incumbent_high)
     price = incumbent_high - float(lows[candidates].min())
     if price <= 0:
         return NO_LIMIT
     slack = share * incumbent_high * everything + float((counts * (lows - incumbent_high))[candidates].sum())
-    return max(math.floor(share * everything), min(NO_LIMIT, math.floor(spent + slack / price)))
+    more = slack / price if slack < price * NO_LIMIT else NO_LIMIT  # a price may be too small to divide by
+    return max(math.floor(share * everything), min(NO_LIMIT, math.floor(spent + more)))
 
 
 def what_is_known(experiment: Experiment, found: Tally) -> Known:

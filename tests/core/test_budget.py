@@ -166,6 +166,10 @@ def test_a_candidate_proven_better_is_not_limited():
     assert conservative_limit(0.05, [1000, 1000], [0.1, 0.3], 0.2, 0) == NO_LIMIT
 
 
+def test_a_price_next_to_nothing_is_no_limit():
+    assert conservative_limit(0.5, [0, 1, 0], [0.0, 1.0, 0.0], 5e-324, 0) == NO_LIMIT
+
+
 def test_max_loss_limits_candidates_together():
     experiment = two_arms(arms=THREE, exposure=Exposure(max_loss=0.05))
     assert limits(experiment, found_of(experiment)) == Limits((None,) * 3, (None,) * 3, 0)
