@@ -137,5 +137,5 @@ def rounded(shares: list[float]) -> list[int]:
     return slots
 
 
-if __name__ == "__main__":
-    main()
+def test_point_pick_and_move(benchmark):
+    benchmark.pedantic(main, rounds=1, iterations=1)

@@ -65,7 +65,7 @@ class Plain:
         seen = [(row.bucket, int.from_bytes(row.nonce, "big", signed=True), row.metrics) for row in rows]
         db.executemany("INSERT INTO seen VALUES (1, ?, ?, ?) ON CONFLICT DO UPDATE SET metrics = metrics | excluded.metrics", seen)
         cells = [c.cell for row in rows for c in row.contributions]
-        db.executemany(f"INSERT INTO cells VALUES (1, ?, ?, ?, ?, ?, ?, ?, ?, ?, 0) {ADD}", cells)
+        db.executemany(f"INSERT INTO cells VALUES (1, ?, ?, ?, ?, ?, ?, ?, ?, 0) {ADD}", cells)
         db.execute("COMMIT")
 
     def close(self) -> None:
