@@ -1,6 +1,6 @@
 """What does it cost to say which arm serves a unit, beside a bare hash and beside drawing an arm at random?
 
-    python benchmarks/bench_assignment.py
+    pytest benchmarks/bench_assignment.py -s
 
 Prints two tables. The first: nanoseconds for one unit, the median of interleaved rounds and the spread between the 10th
 and 90th percentile round, so that a busy machine slows all rows alike. The second: for plans that follow one another
