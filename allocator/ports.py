@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import NamedTuple, Protocol
@@ -108,8 +108,23 @@ class Save:
     settle: Settle | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class News:
+    """What others changed in a store since a mark. mark: to ask with next time. names: experiments saved after it; items: kinds of items put.
+
+    beat: grows with each renewal of the planner's term, so that who sees it grow knows that a planner lives. epoch: which life of the
+    store's data this is; a store that lost its data has another, or one that its readers know to be older.
+    """
+
+    mark: int
+    names: tuple[str, ...]
+    items: tuple[str, ...]
+    beat: int
+    epoch: str
+
+
 class Store(Protocol):
-    """Everything that must outlive a process."""
+    """Everything that must outlive a process. Several servers may share one; each method is one atomic step for all of them."""
 
     def secret(self) -> bytes:
         """32 random bytes made when the store was created: the key of its decision ids."""
@@ -120,11 +135,12 @@ class Store(Protocol):
     def record(self, name: str) -> Record | None:
         """The experiment `namespace/name`, or None."""
 
-    def save(self, saves: Sequence[Save]) -> list[AllocatorError | None]:
+    def save(self, saves: Sequence[Save], term: int | None = None) -> list[AllocatorError | None]:
         """Carry out each save whole or not at all; None for each that was, else why not (Conflict, AlreadyExists).
 
-        One save's conflict does not touch the others. Durable when this returns. Raises Unavailable or Overloaded when the store
-        cannot write; then none was carried out.
+        term: of the planner that made these saves; None for a person's command. A save of a term older than the one that has begun since
+        is refused: Conflict, reason STALE_TERM. One save's conflict does not touch the others. Durable when this returns. Raises
+        Unavailable or Overloaded when the store cannot write; then none was carried out.
         """
 
     def add(self, outcomes: Sequence[OutcomeRow], exposures: Sequence[ExposureRow] = ()) -> list[Counted]:
@@ -156,6 +172,35 @@ class Store(Protocol):
 
     def audit(self, after: int = 0, limit: int = 1000, experiment: str | None = None) -> list[AuditRecord]:
         """Sealed records with sequence > `after`, oldest first, at most `limit`, of one experiment or of all."""
+
+    def lead(self, holder: str, seconds: float) -> int | None:
+        """Be the one planner for `seconds` from now: the number of the term, or None while somebody else's term lasts.
+
+        The holder calls again to stay; its number stays the same. Each new holder's number is larger than all before, and from then on
+        saves of smaller ones are refused. Raises Unavailable when the store cannot be asked: then nobody knows.
+        """
+
+    def resign(self, holder: str) -> None:
+        """End the holder's term now, if it has one, so that another need not wait for it to run out."""
+
+    def news(self, since: int) -> News:
+        """What was saved and put after the mark `since` (0: everything there is). Raises Unavailable."""
+
+    def listen(self, listener: Callable[[], None]) -> Callable[[], None]:
+        """Call `listener`, from any thread, soon after another server saved or counted something. Returns what stops it.
+
+        Best effort: a call may be missed, so who listens also asks from time to time.
+        """
+
+    def items(self, kind: str) -> dict[str, str]:
+        """Small documents of one kind (tokens, proposals, ...), by key."""
+
+    def put(self, kind: str, key: str, value: str | None, expected: str | None = None, audit: Sequence[AuditEntry] = ()) -> None:
+        """Write the item, or remove it (None), with its audit entries in the same step. Durable when this returns.
+
+        expected: the value that it must have now; None: there must be none. Raises Conflict when it is another, Unavailable or
+        Overloaded when the store cannot write.
+        """
 
     def close(self) -> None:
         """Finish what was begun and let go of files and threads. Calling twice does nothing."""
