@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from allocator.cli import look, operate, serve, specs
+from allocator.cli import doctor, look, operate, serve, specs, status
 from allocator.cli.failures import INTERRUPTED, complain, hint, tell
 from allocator.cli.output import say
 from allocator.errors import AllocatorError
@@ -137,7 +137,7 @@ def _usage(error: Any) -> int:
 for _panel, _commands in {
     "Serve": (serve.serve, demo),
     "Specs": (specs.lint, specs.apply),
-    "Look": (look.get, look.describe),
+    "Look": (look.get, look.describe, status.status),
     "Operate": (
         operate.start,
         operate.approve,
@@ -147,7 +147,7 @@ for _panel, _commands in {
         operate.rollback,
         operate.conclude,
     ),
-    "Other": (version,),
+    "Other": (doctor.doctor, version),
 }.items():
     for _command in _commands:
         app.command(rich_help_panel=_panel)(_command)

@@ -59,8 +59,8 @@ def get(
     if output is Format.NAME:
         for experiment in found:
             say(full_name(experiment))
-    elif output is Format.TABLE:
-        draw([tables.experiments(found)])
+    elif output.for_people:
+        draw([tables.experiments(found, wide=output is Format.WIDE)])
         _say_if_none(found)
     else:
         say_documents(output, found, one=name is not None)

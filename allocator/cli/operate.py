@@ -129,7 +129,7 @@ def _command(verb: str, server: str, timeout: float, **fields: Any) -> pb.Experi
 
 
 def _tell(output: Format, experiment: pb.Experiment, what: str) -> None:
-    if output is Format.TABLE:
+    if output.for_people:
         say(f"experiment {full_name(experiment)} {what}")
     elif output is Format.NAME:
         say(full_name(experiment))

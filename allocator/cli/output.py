@@ -31,9 +31,15 @@ class Format(StrEnum):
     """How a command says what it found."""
 
     TABLE = "table"
+    WIDE = "wide"
     JSON = "json"
     YAML = "yaml"
     NAME = "name"
+
+    @property
+    def for_people(self) -> bool:
+        """Sentences and tables, not documents."""
+        return self in (Format.TABLE, Format.WIDE)
 
 
 class View(StrEnum):
@@ -89,11 +95,16 @@ def draw(parts: Iterable[RenderableType | Grid]) -> None:
     console = Console(markup=False, emoji=False, highlight=False)
     if not console.is_terminal:
         console = Console(markup=False, emoji=False, highlight=False, width=ENDLESS, file=text)
-    for part in parts:
-        for fitted in _fitted(part, console) if isinstance(part, Grid) else [part]:
-            console.print(fitted)
+    for fitted in renderables(parts, console):
+        console.print(fitted)
     if not console.is_terminal:
         say("\n".join(line.rstrip() for line in text.getvalue().splitlines()))
+
+
+def renderables(parts: Iterable[RenderableType | Grid], console: Console) -> Iterator[RenderableType]:
+    """The parts as the console can draw them: each grid as tables that fit it."""
+    for part in parts:
+        yield from _fitted(part, console) if isinstance(part, Grid) else (part,)
 
 
 def _fitted(grid: Grid, console: Console) -> Iterator[RenderableType]:

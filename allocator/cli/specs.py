@@ -99,9 +99,9 @@ def apply(
                 if isinstance(error, HOPELESS):
                     break
             else:
-                if output is Format.TABLE:
+                if output.for_people:
                     _tell_result(output, done[-1:])
-    if output is not Format.TABLE:
+    if not output.for_people:
         _tell_result(output, done)
     if sys.stderr.isatty() and [what for _, what in done] == ["created"]:
         hint(f"it is a draft; `allocator start {full_name(done[0][0])}` starts it")
@@ -175,7 +175,7 @@ def _apply(operator: Operator, written: Written, dry: bool, actor: str, reason: 
 
 
 def _tell_result(output: Format, done: Sequence[tuple[pb.Experiment, str]]) -> None:
-    if output is Format.TABLE:
+    if output.for_people:
         for message, what in done:
             say(f"experiment {full_name(message)} {what}")
     elif output is Format.NAME:

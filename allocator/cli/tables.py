@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 SLOTS = 65_536
 BAR = 16  # characters
+STREAMS = 12  # guardrails shown in a status
 STYLES = {
     "RUNNING": "green",
     "FROZEN": "red",
@@ -37,8 +38,8 @@ STYLES = {
 }
 
 
-def experiments(found: Sequence[pb.Experiment]) -> Grid:
-    """A row for each experiment."""
+def experiments(found: Sequence[pb.Experiment], *, wide: bool = False) -> Grid:
+    """A row for each experiment. wide: what tells it apart from others, too."""
     columns = (
         Column("name"),
         Column("state"),
@@ -50,11 +51,12 @@ def experiments(found: Sequence[pb.Experiment]) -> Grid:
         Column("updated"),
         Column("owner"),
         Column("reason", text=True),
+        *(Column(name) for name in ("arms", "model", "policy", "labels", "uid", "created") if wide),
     )
     rows = [
         (
             full_name(e),
-            _styled(_name(e.status, "state")),
+            _styled(state(e)),
             f"{e.status.stage}/{len(e.spec.ramp) - 1}" if len(e.spec.ramp) > 1 else "-",
             percent(cap(e)),
             percent(served_share(e)),
@@ -63,10 +65,20 @@ def experiments(found: Sequence[pb.Experiment]) -> Grid:
             _age(e.metadata.update_time),
             e.spec.owner or "-",
             e.status.reason or "-",
+            *(_more(e) if wide else ()),
         )
         for e in found
     ]
     return Grid(columns, rows)
+
+
+def _more(e: pb.Experiment) -> Iterator[str]:
+    yield ", ".join(f"{arm.name}*" if arm.incumbent else arm.name for arm in e.spec.arms)
+    yield _name(e.spec.reward, "model")
+    yield _name(e.spec.policy, "kind")
+    yield ",".join(f"{key}={value}" for key, value in sorted(e.metadata.labels.items())) or "-"
+    yield e.metadata.uid
+    yield _moment(e.metadata.create_time)
 
 
 def description(d: service_pb.DescribeExperimentResponse) -> Iterator[RenderableType | Grid]:
@@ -74,7 +86,7 @@ def description(d: service_pb.DescribeExperimentResponse) -> Iterator[Renderable
     from rich.text import Text
 
     e = d.experiment
-    yield Text.assemble((full_name(e), "bold"), "  ", _styled(_name(e.status, "state")), "  ", clean(e.status.reason))
+    yield Text.assemble((full_name(e), "bold"), "  ", _styled(state(e)), "  ", clean(e.status.reason))
     yield _facts(d)
     yield ""
     yield _arms(d)
@@ -89,6 +101,88 @@ def description(d: service_pb.DescribeExperimentResponse) -> Iterator[Renderable
         yield ""
         yield "evidence of earlier activations, as it stood when they were resumed"
         yield _past(d.past_guardrails)
+
+
+def status(d: service_pb.DescribeExperimentResponse, latest: Iterable[pb.AuditRecord] = ()) -> Iterator[RenderableType | Grid]:
+    """What to keep an eye on: state, weights, the guardrails that say something, what the ramp waits for, the last records."""
+    from rich.text import Text
+
+    e = d.experiment
+    yield Text.assemble((full_name(e), "bold"), "  ", _styled(state(e)), "  ", clean(e.status.reason))
+    yield f"stage {stage_text(e)}"
+    yield from _lines("", [f"waits for {missing}" for missing in d.stage.waiting_for])
+    yield ""
+    yield _weights(d)
+    loud = sorted(d.guardrails, key=lambda g: (_name(g, "verdict") == "CLEAR", -g.log_evidence / (g.log_threshold or math.inf)))
+    if loud:
+        yield ""
+        yield _streams(loud[:STREAMS])
+        yield from _lines("", [f"and {len(loud) - STREAMS} more, quieter"] if len(loud) > STREAMS else [])
+    yield from _lines("", _messages(d.guardrails))
+    records = list(latest)
+    if records:
+        yield ""
+        yield audit(records)
+
+
+def state(e: pb.Experiment) -> str:
+    """The lifecycle's word for where the experiment is."""
+    return _name(e.status, "state")
+
+
+def _weights(d: service_pb.DescribeExperimentResponse) -> Grid:
+    columns = (
+        Column("arm"),
+        Column("state"),
+        Column("weight", right=True),
+        Column("", picture=True),
+        Column("exposure / cap", right=True),
+        Column("decisions", right=True),
+        Column("outcomes", right=True),
+        Column("mean", right=True),
+        Column("P(best)", right=True),
+    )
+    decimals = _decimals(arm.interval_high - arm.interval_low for arm in d.arms)
+    rows = [
+        (
+            arm.arm,
+            _styled("INCUMBENT" if arm.arm == incumbent(d.experiment) else _name(arm, "state")),
+            percent(arm.weight),
+            _bar(0, arm.weight, 1),
+            f"{percent(arm.exposure)} / {percent(arm.exposure_cap)}",
+            f"{arm.decisions:,}",
+            f"{arm.outcomes:,}",
+            f"{arm.mean:.{decimals}f}",
+            _probability(arm.prob_best),
+        )
+        for arm in d.arms
+    ]
+    return Grid(columns, rows)
+
+
+def _streams(found: Sequence[service_pb.GuardrailDescription]) -> Grid:
+    columns = (
+        Column("guardrail"),
+        Column("arm"),
+        Column("segment"),
+        Column("verdict"),
+        Column("evidence / breach at", right=True),
+        Column("", picture=True),
+        Column("exposed", right=True),
+    )
+    rows = [
+        (
+            g.guardrail,
+            g.arm,
+            g.segment or "all",
+            _styled(_name(g, "verdict")),
+            f"{g.log_evidence:.2f} / {g.log_threshold:.2f}",
+            _bar(0, g.log_evidence, g.log_threshold),
+            f"{g.exposed:,}",
+        )
+        for g in found
+    ]
+    return Grid(columns, rows, keys=3)
 
 
 def audit(records: Iterable[pb.AuditRecord]) -> Grid:
@@ -125,10 +219,10 @@ def cap(e: pb.Experiment) -> float:
 
 def served_share(e: pb.Experiment) -> float:
     """Share of units that the plan in force gives to candidates; 0 unless it runs or was concluded on one."""
-    state = _name(e.status, "state")
-    if state == "CONCLUDED":
+    now = state(e)
+    if now == "CONCLUDED":
         return float(e.status.winner != incumbent(e))
-    if state != "RUNNING":
+    if now != "RUNNING":
         return 0.0
     return (
         sum(arm.slots for arm in e.status.arms if arm.arm != incumbent(e) and _name(arm, "state") == "ACTIVE") / SLOTS
@@ -168,7 +262,7 @@ def _facts(d: service_pb.DescribeExperimentResponse) -> RenderableType:
         add("hypothesis", e.spec.hypothesis)
     if e.spec.ramp:
         add("ramp", _ramp(e))
-    started = _name(e.status, "state") != "DRAFT"
+    started = state(e) != "DRAFT"
     add("stage", f"{stage_text(e)}; {f'entered {_age(d.stage.entered_time)} ago' if started else 'not started'}")
     for index, missing in enumerate(d.stage.waiting_for):
         add("" if index else "waits for", missing)
@@ -176,7 +270,7 @@ def _facts(d: service_pb.DescribeExperimentResponse) -> RenderableType:
     if needed or d.stage.approvers:
         add("approvals", f"{len(d.stage.approvers)}, {needed} needed: {', '.join(d.stage.approvers) or 'nobody yet'}")
     if e.status.winner:
-        add("winner" if _name(e.status, "state") == "CONCLUDED" else "recommended", e.status.winner)
+        add("winner" if state(e) == "CONCLUDED" else "recommended", e.status.winner)
     if d.guardrails:
         add(
             "alpha",
