@@ -28,6 +28,7 @@ EXTRA_PACKAGES = {
     "scipy": "scipy",
     "pyarrow": "pyarrow",
     "joblib": "joblib",
+    "jinja2": "jinja2",
 }
 
 
