@@ -4,7 +4,8 @@ Light on purpose: it lives inside other people's services, so importing it loads
 dependencies.
 """
 
+from allocator.client.channel import Access
 from allocator.client.remote import AsyncClient, Client, Report
 from allocator.core.decision import Decision, Reason
 
-__all__ = ["AsyncClient", "Client", "Decision", "Reason", "Report"]
+__all__ = ["Access", "AsyncClient", "Client", "Decision", "Reason", "Report"]

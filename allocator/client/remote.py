@@ -17,6 +17,7 @@ from typing import Any, NamedTuple, Self
 
 import grpc
 
+from allocator.client.channel import OPEN, Access, aio_channel, channel
 from allocator.core.decision import Decision, Reason
 from allocator.errors import AllocatorError, DeadlineExceeded, InvalidArgument, Unavailable
 from allocator.v1 import allocator_pb2 as pb
@@ -87,10 +88,16 @@ class _Fallback:
 
 
 class Client:
-    """A client for threads. address: host:port. Timeouts in seconds. Use it as a context manager, or call `close`."""
+    """A client for threads. Use it as a context manager, or call `close`.
 
-    def __init__(self, address: str, *, decide_timeout: float = DECIDE_SECONDS, report_timeout: float = REPORT_SECONDS) -> None:
-        self._channel = grpc.insecure_channel(address, options=OPTIONS)
+    address: host:port. Timeouts in seconds. access: TLS and the token.
+    """
+
+    def __init__(
+        self, address: str, *, decide_timeout: float = DECIDE_SECONDS, report_timeout: float = REPORT_SECONDS, access: Access = OPEN
+    ) -> None:
+        self._channel = channel(address, access, OPTIONS)
+        self._metadata = access.metadata
         self._stub = service_grpc.AllocatorServiceStub(self._channel)
         self._decide_timeout = _timeout("decide_timeout", decide_timeout)
         self._report_timeout = _timeout("report_timeout", report_timeout)
@@ -107,7 +114,7 @@ class Client:
         """
         request = _decide_request(experiment, unit, attributes)
         try:
-            reply = self._stub.Decide(request, timeout=self._decide_timeout)
+            reply = self._stub.Decide(request, timeout=self._decide_timeout, metadata=self._metadata())
         except grpc.RpcError as exc:
             return self._fallback.instead(experiment, fallback, from_rpc_error(exc))
         return self._fallback.remember(experiment, decision_from_message(reply.decision))
@@ -129,7 +136,7 @@ class Client:
         """Report up to 1,000 outcomes, each (decision id, reward, metrics), in one call. All or none of the values are refused."""
         request = _report_request(outcomes)
         try:
-            return _reports(self._stub.ReportOutcomes(request, timeout=self._report_timeout))
+            return _reports(self._stub.ReportOutcomes(request, timeout=self._report_timeout, metadata=self._metadata()))
         except grpc.RpcError as exc:
             raise from_rpc_error(exc) from exc
 
@@ -147,8 +154,11 @@ class Client:
 class AsyncClient:
     """A client for asyncio; create it inside a running loop. As `Client` in everything else."""
 
-    def __init__(self, address: str, *, decide_timeout: float = DECIDE_SECONDS, report_timeout: float = REPORT_SECONDS) -> None:
-        self._channel = grpc.aio.insecure_channel(address, options=OPTIONS)
+    def __init__(
+        self, address: str, *, decide_timeout: float = DECIDE_SECONDS, report_timeout: float = REPORT_SECONDS, access: Access = OPEN
+    ) -> None:
+        self._channel = aio_channel(address, access, OPTIONS)
+        self._metadata = access.metadata
         self._stub = service_grpc.AllocatorServiceStub(self._channel)
         self._decide_timeout = _timeout("decide_timeout", decide_timeout)
         self._report_timeout = _timeout("report_timeout", report_timeout)
@@ -160,7 +170,7 @@ class AsyncClient:
         """See `Client.decide`."""
         request = _decide_request(experiment, unit, attributes)
         try:
-            reply = await self._stub.Decide(request, timeout=self._decide_timeout)
+            reply = await self._stub.Decide(request, timeout=self._decide_timeout, metadata=self._metadata())
         except grpc.RpcError as exc:
             return self._fallback.instead(experiment, fallback, from_rpc_error(exc))
         return self._fallback.remember(experiment, decision_from_message(reply.decision))
@@ -179,7 +189,7 @@ class AsyncClient:
         """See `Client.report_many`."""
         request = _report_request(outcomes)
         try:
-            return _reports(await self._stub.ReportOutcomes(request, timeout=self._report_timeout))
+            return _reports(await self._stub.ReportOutcomes(request, timeout=self._report_timeout, metadata=self._metadata()))
         except grpc.RpcError as exc:
             raise from_rpc_error(exc) from exc
 
