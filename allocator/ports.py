@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import NamedTuple, Protocol
 
@@ -113,7 +113,8 @@ class News:
     """What others changed in a store since a mark. mark: to ask with next time. names: experiments saved after it; items: kinds of items put.
 
     beat: grows with each renewal of the planner's term, so that who sees it grow knows that a planner lives. epoch: which life of the
-    store's data this is; a store that lost its data has another, or one that its readers know to be older.
+    store's data this is; a store that lost its data has another or "", never again the one that was lost. A store that went back to an
+    older state of itself keeps its epoch, and gives a smaller mark than before.
     """
 
     mark: int
@@ -202,5 +203,59 @@ class Store(Protocol):
         Overloaded when the store cannot write.
         """
 
+    def begin(self, secret: bytes) -> str:
+        """Begin a new life of the data: a new epoch, which is returned, with `secret` as the key of decision ids from now on.
+
+        Records, counts, items and audit stay. For an operator who has put a store right that had lost its data. Durable when this returns.
+        """
+
     def close(self) -> None:
         """Finish what was begun and let go of files and threads. Calling twice does nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pending:
+    """A freeze or drain that is in force on a server, and that the store could not take. record: as it holds there; entry: for the audit."""
+
+    record: Record
+    entry: AuditEntry
+
+
+Granted = Mapping[tuple[int, str], int]  # by arm and kind, as `Store.granted`
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """What one server remembers of the store. epoch: which life of it, "" before the first. earlier: epochs that this one continues.
+
+    records: as last known, by name. pending: by name. granted: by uid.
+    """
+
+    epoch: str = ""
+    earlier: tuple[str, ...] = ()
+    secret: bytes = b""
+    records: tuple[Record, ...] = ()
+    pending: tuple[Pending, ...] = ()
+    granted: Mapping[str, Granted] = field(default_factory=dict)
+
+
+class Keepsake(Protocol):
+    """One server's own disk: what it must still know when the store is gone, empty or older. Written as things change, never read whole
+    but at the start. Durable when a method returns; raises Unavailable or Overloaded when the disk does not take it."""
+
+    def load(self) -> Kept:
+        """Everything that is kept. Raises Unavailable, STORE_CORRUPT, for a damaged file."""
+
+    def keep(
+        self,
+        records: Iterable[Record] = (),
+        pending: Mapping[str, Pending | None] | None = None,
+        granted: Mapping[str, Granted] | None = None,
+    ) -> None:
+        """Replace what is kept of these experiments, in one step. pending: None lets go of it. granted: never made smaller."""
+
+    def belong(self, epoch: str, earlier: Sequence[str], secret: bytes) -> None:
+        """From now on what is kept is of this life of the store."""
+
+    def close(self) -> None:
+        """Let go of the file. Calling twice does nothing."""
