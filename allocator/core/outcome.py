@@ -61,6 +61,10 @@ class Contract:
         self._arms = len(experiment.arms)
         self._segments = len(experiment.segments) + 1
         self._rules = {name: _rule(experiment, name, record.metrics.index(name)) for name in metric_names(experiment)}
+        self._shift, self._unit = experiment.reward.shift, experiment.reward.unit
+        self._streams: dict[tuple[str, int], str] = {}
+        windows = (use.window_seconds for rule in self._rules.values() for use in rule.uses)
+        self.shortest_seconds = min(windows, default=self.window_seconds)  # within it, every guardrail takes what it is given
 
     def violations(self, path: str, outcome: Outcome) -> list[Violation]:
         """What is wrong with the values, each with its path; empty when all may be counted."""
@@ -106,7 +110,7 @@ class Contract:
             rule = self._rules[name]
             mask |= 1 << rule.bit
             if rule.reward:
-                micro = round((value - self._reward.shift) / self._reward.unit * MICRO)
+                micro = round((value - self._shift) / self._unit * MICRO)
                 squares = square_of(micro) if self._squares else (0, 0)
                 cells.append((rule.bit, Cell(bucket, decision.arm, decision.segment, REWARD, 1, micro, *squares)))
             if not decision.first:
@@ -115,11 +119,18 @@ class Contract:
                 if age_seconds > use.window_seconds:
                     continue
                 loss = round(use.guardrail.loss(value, use.low, use.high) * MICRO)
-                key = key_of(use.guardrail, self._activation_of(decision))
+                key = self._stream(use.guardrail, self._activation_of(decision))
                 cells.append((rule.bit, Cell(bucket, decision.arm, decision.segment, key, 1, loss)))
                 if loss and slots is not None and use.guardrail.relative:
                     cells.append((rule.bit, Cell(bucket, decision.arm, decision.segment, label_stream(key, slots), 1, loss)))
         return mask, cells
+
+    def _stream(self, guardrail: Guardrail, activation: int) -> str:
+        """`key_of`, which hashes, once for each of the at most 32 activations that an id can mean."""
+        key = self._streams.get((guardrail.name, activation))
+        if key is None:
+            key = self._streams[guardrail.name, activation] = key_of(guardrail, activation)
+        return key
 
     def _activation_of(self, decision: DecisionId) -> int:
         """The latest activation, not after the present one, that the id's five bits can mean."""

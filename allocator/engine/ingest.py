@@ -23,6 +23,7 @@ from allocator.errors import InvalidArgument, Violation
 from allocator.ports import Clock, Contribution, Counted, ExposureRow, OutcomeRow, Store
 
 MAX_OUTCOMES = 1000
+RECALLED = 4096  # outcomes that say the same as an earlier one are checked and turned into cells once
 FUTURE_SECONDS = 60.0  # how far ahead of ours a decider's clock may be
 
 
@@ -62,6 +63,7 @@ class Ingest:
         self._key = key
         self._clock = clock
         self._committed = committed
+        self._recalled: dict[tuple[object, ...], tuple[int, tuple[Contribution, ...]]] = {}
 
     def report(self, outcomes: Sequence[Outcome], exposures: Sequence[Exposure] = ()) -> list[Result]:
         """Count outcomes and exposures in one step; durable when this returns. A result for each outcome, in order.
@@ -79,13 +81,13 @@ class Ingest:
         places: list[int] = []
         found: list[Violation] = []
         for index, outcome in enumerate(outcomes):
-            path = f"outcomes[{index}]"
-            faults = _not_finite(path, outcome)
-            answer = self._row(path, outcome, now, faults)
-            found += faults
-            if isinstance(answer, Result):
+            faults = _not_finite(index, outcome)
+            answer = self._row(index, outcome, now, faults)
+            if faults:
+                found += faults
+            elif isinstance(answer, Result):
                 results[index] = answer
-            elif not faults:
+            else:
                 rows.append(answer)
                 places.append(index)
         if found:
@@ -96,16 +98,19 @@ class Ingest:
             )
         if rows or exposures:
             counted = self._store.add(rows, exposure_rows(exposures))
+            answers: dict[tuple[str, Counted], Result] = {}
             for place, row, what in zip(places, rows, counted, strict=True):
-                record = self._registry.of_uid(row.uid)
-                results[place] = Result(*COUNTED[what], record.name if record else "")
+                result = answers.get((row.uid, what))
+                if result is None:
+                    result = answers[row.uid, what] = Result(*COUNTED[what], self._name(row.uid))
+                results[place] = result
             self._committed()
         return [result for result in results if result is not None]
 
-    def _row(self, path: str, outcome: Outcome, now: float, faults: list[Violation]) -> OutcomeRow | Result:
+    def _row(self, index: int, outcome: Outcome, now: float, faults: list[Violation]) -> OutcomeRow | Result:
         """The row to count, or the answer that needs none. Adds to `faults` what breaks the contract."""
         if not outcome.decision_id:
-            faults.append(Violation(f"{path}.decision_id", "got nothing; the id of a decision is needed"))
+            faults.append(Violation(f"outcomes[{index}].decision_id", "got nothing; the id of a decision is needed"))
         try:
             decision = read(self._key, outcome.decision_id)
         except InvalidArgument as error:
@@ -113,21 +118,39 @@ class Ingest:
         contract = self._registry.contract(decision.uid)
         if contract is None or not contract.fits(decision):
             return Result(Status.REFUSED, "FOREIGN_DECISION_ID", "no experiment here made this decision")
-        name = self._name(contract.uid)
-        if not faults:
-            faults += contract.violations(path, outcome)
+        seconds = decision.seconds
+        bucket = int(seconds // contract.bucket_seconds)
+        values = (outcome.reward, *outcome.metrics.items()) if outcome.metrics else outcome.reward
+        same = (contract, bucket, decision.arm, decision.segment, decision.activation, decision.first, values)
+        recalled = self._recalled.get(same)
+        if recalled is None and not faults:
+            faults += contract.violations(f"outcomes[{index}]", outcome)
         if faults:
-            return Result(Status.REFUSED, "INVALID_OUTCOME", "", name)
+            return Result(Status.REFUSED, "INVALID_OUTCOME", "", self._name(contract.uid))
+        age = now - seconds
         if not decision.counted:
-            return Result(Status.IGNORED, "NOT_COUNTED", "its decision teaches nothing: not started, opted out, not targeted or pinned", name)
-        age = now - decision.seconds
+            return Result(
+                Status.IGNORED,
+                "NOT_COUNTED",
+                "its decision teaches nothing: not started, opted out, not targeted or pinned",
+                self._name(contract.uid),
+            )
         if age > contract.window_seconds:
-            return Result(Status.LATE, "WINDOW_CLOSED", f"the decision is {age:.0f} s old, its window {contract.window_seconds:g} s", name)
+            message = f"the decision is {age:.0f} s old, its window {contract.window_seconds:g} s"
+            return Result(Status.LATE, "WINDOW_CLOSED", message, self._name(contract.uid))
         if age < -FUTURE_SECONDS:
-            return Result(Status.REFUSED, "FUTURE_DECISION", f"the decision lies {-age:.0f} s ahead of this server's clock", name)
-        mask, cells = contract.contributions(decision, outcome, age, self._weights(decision))
-        contributions = tuple(Contribution(bit, cell) for bit, cell in cells)
-        return OutcomeRow(contract.uid, decision.nonce, int(decision.seconds // contract.bucket_seconds), mask, contributions)
+            message = f"the decision lies {-age:.0f} s ahead of this server's clock"
+            return Result(Status.REFUSED, "FUTURE_DECISION", message, self._name(contract.uid))
+        weights = self._weights(decision)
+        plain = weights is None and age <= contract.shortest_seconds  # what it adds rests on nothing but `same`
+        if recalled is None or not plain:
+            mask, cells = contract.contributions(decision, outcome, age, weights)
+            recalled = mask, tuple(Contribution(bit, cell) for bit, cell in cells)
+            if plain:
+                if len(self._recalled) >= RECALLED:
+                    self._recalled.clear()
+                self._recalled[same] = recalled
+        return OutcomeRow(contract.uid, decision.nonce, bucket, *recalled)
 
     def _weights(self, decision: DecisionId) -> tuple[int, ...] | None:
         if decision.gated:
@@ -157,7 +180,11 @@ def exposure_rows(exposures: Iterable[Exposure]) -> list[ExposureRow]:
     return rows
 
 
-def _not_finite(path: str, outcome: Outcome) -> list[Violation]:
+def _not_finite(index: int, outcome: Outcome) -> list[Violation]:
+    reward, metrics = outcome.reward, outcome.metrics
+    if (reward is None or math.isfinite(reward)) and (not metrics or all(map(math.isfinite, metrics.values()))):
+        return []
+    path = f"outcomes[{index}]"
     values = [(f"{path}.reward", outcome.reward)] if outcome.reward is not None else []
     values += [(f"{path}.metrics[{name}]", value) for name, value in (outcome.metrics or {}).items()]
     return [Violation(field, f"got {value}; a finite number is allowed") for field, value in values if not math.isfinite(value)]

@@ -7,6 +7,7 @@ threads, so that a slow disk never holds a decision up.
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
@@ -20,6 +21,7 @@ from allocator.core.outcome import Outcome
 from allocator.core.record import Record
 from allocator.core.snapshot import Entry, full_name
 from allocator.engine.engine import Engine
+from allocator.engine.ingest import Result
 from allocator.errors import AllocatorError, InvalidArgument, NotFound
 from allocator.server.metrics import Metrics
 from allocator.v1 import allocator_pb2 as pb
@@ -105,7 +107,8 @@ class AllocatorServicer:
     async def report_outcomes(self, request: service_pb.ReportOutcomesRequest) -> service_pb.ReportOutcomesResponse:
         """ReportOutcomes."""
         outcomes = [
-            Outcome(o.decision_id, o.reward if o.HasField("reward") else None, dict(o.metrics)) for o in request.outcomes
+            Outcome(o.decision_id, o.reward if o.HasField("reward") else None, {name: m[name] for name in m} if (m := o.metrics) else None)
+            for o in request.outcomes
         ]
         exposures = self._engine.decider.take()
         started = self._monotonic()
@@ -116,13 +119,11 @@ class AllocatorServicer:
             self._metrics.outcomes.labels("ERROR").inc(len(outcomes))
             raise
         self._metrics.commit_duration.observe(self._monotonic() - started)
-        reply = service_pb.ReportOutcomesResponse()
-        for result in results:
-            reply.results.add(
-                status=STATUSES[f"OUTCOME_STATUS_{result.status.value}"], reason=result.reason, message=result.message
-            )
-            self._metrics.outcomes.labels(result.status.value).inc()
-        return reply
+        distinct = {id(result): result for result in results}  # most are one and the same
+        messages = {key: _result_to_message(result) for key, result in distinct.items()}
+        for status, count in Counter(result.status.value for result in results).items():
+            self._metrics.outcomes.labels(status).inc(count)
+        return service_pb.ReportOutcomesResponse(results=[messages[id(result)] for result in results])
 
     async def flush_exposures(self) -> None:
         """Store the exposures that no report has taken along."""
@@ -318,6 +319,11 @@ def _unit(index: int, unit: str) -> bytes:
         return check_unit(unit)
     except InvalidArgument as exc:
         raise InvalidArgument.of_field(f"units[{index}]", exc.violations[0].message, reason=exc.reason) from exc
+
+
+def _result_to_message(result: Result) -> pb.OutcomeResult:
+    status = STATUSES[f"OUTCOME_STATUS_{result.status.value}"]
+    return pb.OutcomeResult(status=status, reason=result.reason, message=result.message)
 
 
 def _actor(actor: str) -> str:
