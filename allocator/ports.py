@@ -110,8 +110,9 @@ class Save:
 
 @dataclass(frozen=True, slots=True)
 class News:
-    """What others changed in a store since a mark. mark: to ask with next time. names: experiments saved after it; items: kinds of items put.
+    """What was changed in a store since a mark. mark: to ask with next time; it grows with each save and put.
 
+    names: experiments saved after the mark asked with, by whomever; items: kinds of items put after it.
     beat: grows with each renewal of the planner's term, so that who sees it grow knows that a planner lives. epoch: which life of the
     store's data this is; a store that lost its data has another or "", never again the one that was lost. A store that went back to an
     older state of itself keeps its epoch, and gives a smaller mark than before.
@@ -215,7 +216,7 @@ class Store(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Pending:
-    """A freeze or drain that is in force on a server, and that the store could not take. record: as it holds there; entry: for the audit."""
+    """A freeze or drain in force on a server that the store could not take. record: as it holds there. entry: for the audit."""
 
     record: Record
     entry: AuditEntry

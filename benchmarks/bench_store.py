@@ -25,7 +25,7 @@ import pytest
 from allocator.core.experiment import Arm, Experiment, Guardrail, Reward
 from allocator.core.record import Cell, Record
 from allocator.ports import Contribution, Counted, OutcomeRow, Save, Store
-from allocator.stores import sqlite
+from allocator.stores import sqlite_file, sqlite_writer
 from allocator.stores.memory import MemoryStore
 from allocator.stores.sqlite import SqliteStore
 
@@ -51,12 +51,12 @@ class Plain:
 
     def __init__(self, path: Path) -> None:
         self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-        self._db.execute(f"PRAGMA page_size = {sqlite.PAGE_BYTES}")
+        self._db.execute(f"PRAGMA page_size = {sqlite_file.PAGE_BYTES}")
         self._db.execute("PRAGMA journal_mode = WAL")
         self._db.execute("PRAGMA synchronous = FULL")
         self._db.execute("PRAGMA cache_size = -65536")
-        self._db.execute(f"PRAGMA wal_autocheckpoint = {sqlite.LOG_BYTES // sqlite.PAGE_BYTES}")
-        for _, script in sqlite.migrations():
+        self._db.execute(f"PRAGMA wal_autocheckpoint = {sqlite_writer.LOG_BYTES // sqlite_file.PAGE_BYTES}")
+        for _, script in sqlite_file.migrations():
             self._db.executescript(script)
 
     def add(self, rows: list[OutcomeRow]) -> None:

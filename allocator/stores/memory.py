@@ -7,25 +7,34 @@ before it changes anything, so that a refusal leaves no trace.
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-from allocator.core.audit import GENESIS, AuditRecord
+from allocator.core.audit import GENESIS, AuditEntry, AuditRecord
 from allocator.core.record import Cell, Record
 from allocator.errors import AllocatorError, Overloaded
-from allocator.ports import Counted, Entropy, ExposureRow, OutcomeRow, Save, Settle, SystemEntropy
+from allocator.ports import Clock, Counted, Entropy, ExposureRow, News, OutcomeRow, Save, Settle, SystemClock, SystemEntropy
 from allocator.stores import rules
-from allocator.stores.rules import Decision, Sums
+from allocator.stores.rules import Decision, Sums, Term
 
 LIMIT = 2**63
 
 
 class MemoryStore:
-    """A `Store` in this process's memory. Calls from several threads take turns."""
+    """A `Store` in this process's memory. Calls from several threads take turns; several servers in one process may share it."""
 
-    def __init__(self, entropy: Entropy = SystemEntropy()) -> None:  # noqa: B008  (it has no state)
+    def __init__(self, entropy: Entropy = SystemEntropy(), clock: Clock = SystemClock()) -> None:  # noqa: B008  (they have no state)
         self._lock = threading.Lock()
+        self._clock = clock
+        self._entropy = entropy
         self._closed = False
         self._secret = entropy.bytes(32)
+        self._epoch = entropy.bytes(8).hex()
+        self._term = Term()
+        self._items: dict[str, dict[str, str]] = {}
+        self._saved: dict[str, int] = {}  # name → mark of its last save
+        self._put: dict[str, int] = {}  # kind → mark of its last put
+        self._news_mark = 0
+        self._listeners: list[Callable[[], None]] = []
         self._records: dict[str, Record] = {}
         self._audit: list[AuditRecord] = []
         self._seen: dict[str, dict[int, dict[bytes, int]]] = {}  # uid, bucket, nonce → mask of the metrics counted
@@ -51,10 +60,12 @@ class MemoryStore:
             self._check()
             return self._records.get(name)
 
-    def save(self, saves: Sequence[Save]) -> list[AllocatorError | None]:
+    def save(self, saves: Sequence[Save], term: int | None = None) -> list[AllocatorError | None]:
         with self._lock:
             self._check()
-            return [self._save(save) for save in saves]
+            answers = [rules.term_refusal(term, self._term.number) or self._save(save) for save in saves]
+        self._tell()
+        return answers
 
     def add(self, outcomes: Sequence[OutcomeRow], exposures: Sequence[ExposureRow] = ()) -> list[Counted]:
         rules.check_nonces(outcomes)
@@ -67,7 +78,8 @@ class MemoryStore:
             for (uid, nonce, bucket), mask in batch.masks.items():
                 self._seen.setdefault(uid, {}).setdefault(bucket, {})[nonce] = mask
             self._touch({uid for changes in (opened, settled) for uid, sums in changes.items() if sums})
-            return batch.counted
+        self._tell()
+        return batch.counted
 
     def cells(self, uid: str) -> list[Cell]:
         with self._lock:
@@ -104,9 +116,74 @@ class MemoryStore:
             found = [record for record in self._audit[max(after, 0) :] if experiment in (None, record.entry.experiment)]
             return found[: max(limit, 0)]
 
+    def lead(self, holder: str, seconds: float) -> int | None:
+        with self._lock:
+            self._check()
+            return self._term.lead(holder, seconds, self._clock.monotonic(), lambda: self._term.number + 1)
+
+    def resign(self, holder: str) -> None:
+        with self._lock:
+            self._check()
+            self._term.resign(holder)
+
+    def news(self, since: int) -> News:
+        with self._lock:
+            self._check()
+            names = tuple(name for name, mark in self._saved.items() if mark > since)
+            kinds = tuple(kind for kind, mark in self._put.items() if mark > since)
+            return News(self._news_mark, names, kinds, self._term.beat, self._epoch)
+
+    def listen(self, listener: Callable[[], None]) -> Callable[[], None]:
+        with self._lock:
+            self._check()
+            self._listeners.append(listener)
+
+        def stop() -> None:
+            with self._lock:
+                if listener in self._listeners:
+                    self._listeners.remove(listener)
+
+        return stop
+
+    def items(self, kind: str) -> dict[str, str]:
+        with self._lock:
+            self._check()
+            return dict(self._items.get(kind, {}))
+
+    def put(self, kind: str, key: str, value: str | None, expected: str | None = None, audit: Sequence[AuditEntry] = ()) -> None:
+        with self._lock:
+            self._check()
+            items = self._items.setdefault(kind, {})
+            refused = rules.item_refusal(kind, key, expected, items.get(key))
+            if refused is not None:
+                raise refused
+            if value is None:
+                items.pop(key, None)
+            else:
+                items[key] = value
+            self._append(audit)
+            self._put[kind] = self._news_mark = self._news_mark + 1
+        self._tell()
+
+    def begin(self, secret: bytes) -> str:
+        with self._lock:
+            self._check()
+            self._secret, self._epoch = secret, self._entropy.bytes(8).hex()
+            return self._epoch
+
     def close(self) -> None:
         with self._lock:
             self._closed = True
+
+    def _tell(self) -> None:
+        with self._lock:
+            listeners = list(self._listeners)
+        for listener in listeners:
+            listener()
+
+    def _append(self, entries: Sequence[AuditEntry]) -> None:
+        head = self._audit[-1] if self._audit else None
+        self._audit += rules.chain(head.sequence if head else 0, head.digest if head else GENESIS, entries)
 
     def _check(self) -> None:
         if self._closed:
@@ -130,8 +207,8 @@ class MemoryStore:
             except Overloaded as refused:
                 return refused
         self._records[save.record.name] = save.record
-        head = self._audit[-1] if self._audit else None
-        self._audit += rules.chain(head.sequence if head else 0, head.digest if head else GENESIS, save.audit)
+        self._append(save.audit)
+        self._saved[save.record.name] = self._news_mark = self._news_mark + 1
         return None
 
     def _settle(self, uid: str, settle: Settle) -> None:

@@ -1,4 +1,4 @@
-"""What the embedded stores share: which outcomes count and what they add, who may save, how audit entries are chained.
+"""What the embedded stores share: which outcomes count and what they add, who may save, who plans, how audit entries are chained.
 
 In: rows, what was seen of them before, which buckets are settled. Out: a `Batch` that a store writes down whole, or drops. Pure, so that
 the memory store and the SQLite store cannot come to differ in what an outcome counts; how it is kept is all that is left to them.
@@ -19,6 +19,36 @@ from allocator.ports import Counted, ExposureRow, OutcomeRow, Save, Settle
 
 Decision = tuple[str, bytes, int]  # uid, nonce, bucket: the first three fields of an OutcomeRow
 Sums = dict[tuple[int, int, int, str], list[int]]  # the first four fields of a Cell → the last four
+
+
+@dataclass(slots=True)
+class Term:
+    """Who is the one planner, for stores that one process has open: the term's end need not outlive it, its number must.
+
+    number: of the last term that began. end: by the monotonic clock. beat: grows with each call that was granted.
+    """
+
+    number: int = 0
+    holder: str = ""
+    end: float = 0.0
+    beat: int = 0
+
+    def lead(self, holder: str, seconds: float, now: float, next_number: Callable[[], int]) -> int | None:
+        """As `Store.lead`. now: monotonic seconds. next_number: what the store gives a term that begins.
+
+        A term that ran out is over, also for its holder: another number begins.
+        """
+        if now < self.end and self.holder != holder:
+            return None
+        if now >= self.end:
+            self.number = next_number()
+        self.holder, self.end, self.beat = holder, now + seconds, self.beat + 1
+        return self.number
+
+    def resign(self, holder: str) -> None:
+        """As `Store.resign`."""
+        if self.holder == holder:
+            self.holder, self.end = "", 0.0
 
 
 @dataclass(slots=True)
@@ -116,6 +146,20 @@ def refusal(save: Save, version: int | None) -> AllocatorError | None:
     return Conflict(
         f"experiment {name!r} was to be changed from version {save.expected}, but {found}", experiment=name, expected=save.expected
     )
+
+
+def term_refusal(term: int | None, number: int) -> Conflict | None:
+    """Why a save of `term` is refused when the last term that began has this number; None when it is not."""
+    if term is None or term >= number:
+        return None
+    return Conflict(f"a planner was to save in its term {term}, but term {number} has begun", reason="STALE_TERM", term=term, latest=number)
+
+
+def item_refusal(kind: str, key: str, expected: str | None, found: str | None) -> Conflict | None:
+    """Why an item may not be put: it is not what the writer saw. None when it may."""
+    if found == expected:
+        return None
+    return Conflict(f"{kind} {key!r} is not what you saw: somebody changed it; look again", reason="STALE_ITEM", kind=kind, key=key)
 
 
 def chain(sequence: int, digest: str, entries: Iterable[AuditEntry]) -> list[AuditRecord]:

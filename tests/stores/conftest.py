@@ -21,16 +21,16 @@ CLICK, ERROR = 0, 1  # bits of two metrics
 
 
 @pytest.fixture(params=["memory", "sqlite"])
-def make_store(request, tmp_path) -> Iterator[Callable[[], Store]]:
+def make_store(request, tmp_path, clock) -> Iterator[Callable[[], Store]]:
     """Makes a new, empty store of one kind at each call, and closes them all."""
     made: list[Store] = []
     numbers = count()
 
     def make() -> Store:
         if request.param == "memory":
-            made.append(MemoryStore(SeededEntropy()))
+            made.append(MemoryStore(SeededEntropy(), clock))
         else:
-            made.append(SqliteStore(tmp_path / f"{next(numbers)}.db", SeededEntropy()))
+            made.append(SqliteStore(tmp_path / f"{next(numbers)}.db", SeededEntropy(), clock))
         return made[-1]
 
     yield make
@@ -41,6 +41,20 @@ def make_store(request, tmp_path) -> Iterator[Callable[[], Store]]:
 @pytest.fixture
 def store(make_store) -> Store:
     return make_store()
+
+
+@pytest.fixture
+def peer(store) -> Store:
+    """The same data, as another server has it."""
+    if isinstance(store, SqliteStore):
+        pytest.skip("one process has the file")
+    return store
+
+
+@pytest.fixture
+def pass_time(clock) -> Callable[[float], None]:
+    """Lets time pass for the terms of `store`."""
+    return clock.pass_
 
 
 def nonce(number: int) -> bytes:
