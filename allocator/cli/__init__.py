@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from allocator.cli import doctor, look, operate, serve, specs, status
+from allocator.cli import assets, doctor, look, operate, serve, specs, status
 from allocator.cli.failures import INTERRUPTED, complain, hint, tell
 from allocator.cli.output import say
 from allocator.errors import AllocatorError
@@ -153,3 +153,4 @@ for _panel, _commands in {
     for _command in _commands:
         app.command(rich_help_panel=_panel)(_command)
 app.add_typer(look.audit, name="audit", rich_help_panel="Look")
+app.add_typer(assets.app, name="assets", rich_help_panel="Other")
