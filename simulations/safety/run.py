@@ -14,9 +14,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TypeVar
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))  # the study takes its oracle from the tests, which are not installed
@@ -27,19 +25,16 @@ mpl.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
 import numpy as np  # noqa: E402
 import structlog  # noqa: E402
-from rich.progress import track  # noqa: E402
-from scipy.stats import binomtest  # noqa: E402
 
 from allocator.core.evidence import freeze_threshold, no_restarts, rate_grid  # noqa: E402
 from simulations.safety import service, streams  # noqa: E402
+from simulations.telling import share_of, steps, table  # noqa: E402
 from tests.core import exact_freeze as exact  # noqa: E402
 
 LIMIT, CLICK = 0.01, 0.1
 SAME_ALPHA, OUTCOMES = 0.01, 10_000
 DELAY_ALPHA, HISTORY = 0.001, 100_000
 RATES = (0.02, 0.05, 0.2, 1.0)
-
-T = TypeVar("T")
 
 
 def main() -> None:
@@ -84,12 +79,6 @@ def same_arms(rng: np.random.Generator, runs: int) -> tuple[np.ndarray, str]:
         f" runs {np.quantile(shares, 0.05):,.0f} to {np.quantile(shares, 0.95):,.0f}); {time.perf_counter() - begun:.0f} s"
     )
     return stops, table(head, ("monitor", "false freezes", "share", "95 % interval"), lines)
-
-
-def share_of(count: int, runs: int) -> tuple[str, str, str]:
-    """A count of runs, its share, and the Clopper-Pearson interval."""
-    interval = binomtest(count, runs).proportion_ci(0.95, "exact")
-    return f"{count:,} of {runs:,}", f"{count / runs:.3%}", f"{interval.low:.3%} to {interval.high:.3%}"
 
 
 # --------------------------------------------------------------------------------------------------- harm, and how soon
@@ -150,26 +139,6 @@ def engine(seeds: np.random.SeedSequence, runs: int) -> str:
 
 
 # ------------------------------------------------------------------------------------------------------------- telling
-
-
-def steps(items: Iterable[T], total: int, name: str) -> Iterator[T]:
-    """The items, with a progress bar on a terminal and a line every fifth of the way elsewhere."""
-    if sys.stdout.isatty():
-        yield from track(items, f"{name:50.50}", total)
-        return
-    begun = time.perf_counter()
-    for number, item in enumerate(items, 1):
-        yield item
-        if number % max(total // 5, 1) == 0:
-            print(f"{name}: {number:,} of {total:,}, {time.perf_counter() - begun:.0f} s", flush=True)
-
-
-def table(head: str, names: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table under a line of text; its columns are aligned for whoever reads it as text."""
-    widths = [max(len(row[i]) for row in (names, *rows)) for i in range(len(names))]
-    lines = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in (names, *rows)]
-    lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
-    return "\n".join((head, "", *lines, ""))
 
 
 def draw(stops: np.ndarray, delays: dict[tuple[str, float], np.ndarray], path: Path) -> None:
