@@ -239,6 +239,7 @@ def entry_of(record: Record) -> Entry:
         burst=e.exposure.burst,
         leased_requests=leases_requests(e),
         leased_units=leases_units(e),
+        stage=status.stage,
     )
 
 

@@ -35,7 +35,8 @@ class Entry:
     tables: one, or one for each segment with `other` last. drained: arms that get nothing, a bit for each. counted: do decisions
     teach anything (not before the start)? shadow_arms: in a shadow stage, the arms to mirror to, one for each unit.
     activation: guardrail evidence starts again with each, and what a decider had leased in an earlier one is lost. leased_requests,
-    leased_units: a candidate serves only what this decider holds a lease of: exposures, units that meet it for the first time.
+    leased_units: a candidate serves only what this decider holds a lease of: exposures, units that meet it for the first time. stage: of
+    the ramp; no decision depends on it, whoever explains one wants it.
     """
 
     experiment: str
@@ -68,6 +69,7 @@ class Entry:
     burst: int = 50
     leased_requests: bool = False
     leased_units: bool = False
+    stage: int = 0
 
     def digest(self) -> str:
         """SHA-256 over every field, hexadecimal."""
@@ -76,7 +78,7 @@ class Entry:
             (self.incumbent, tuple(map(tuple, self.tables)), self.only, self.drained, self.counted, self.shadow_arms, self.activation),
             (self.segment_names, [_sorted(match) for match in self.segments], _sorted(self.target), self.opt_out),
             (sorted(self.pins.items()), self.lease_seconds, self.window_seconds, self.bucket_seconds, self.first_only),
-            (self.strict, self.cap, self.cap_per_candidate, self.burst, self.leased_requests, self.leased_units),
+            (self.strict, self.cap, self.cap_per_candidate, self.burst, self.leased_requests, self.leased_units, self.stage),
         )
         return hashlib.sha256(repr(parts).encode()).hexdigest()
 

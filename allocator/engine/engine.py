@@ -12,6 +12,9 @@ from collections.abc import Callable
 
 from allocator.core.decider import Decider
 from allocator.core.description import Description, describe
+from allocator.core.plan import coarsening
+from allocator.core.record import Record
+from allocator.core.summary import Row, by_bucket, summary
 from allocator.engine.commands import Commands
 from allocator.engine.grants import Grants
 from allocator.engine.ingest import Ingest
@@ -62,6 +65,13 @@ class Engine:
         """The experiment as of now. Raises NotFound."""
         record = self.registry.get(name)
         return describe(record, self.planner.tally(record), self.clock.now())
+
+    def statistics(self, name: str, *, buckets: bool = False) -> tuple[Record, list[Row], list[Row]]:
+        """The record, its sums since the start, and with `buckets` those of each bucket of decision time. Raises NotFound."""
+        record = self.registry.get(name)
+        found = self.planner.tally(record)
+        coarse = coarsening(record.experiment) * record.experiment.bucket_width_seconds
+        return record, summary(record, found), by_bucket(record, found, coarse) if buckets else []
 
     def close(self) -> None:
         """Stop planning, store the last exposures, close the store."""

@@ -107,6 +107,10 @@ class Ingest:
             self._committed()
         return [result for result in results if result is not None]
 
+    def read(self, decision_id: str) -> DecisionId:
+        """What a decision id says, if this service made it. Raises InvalidArgument."""
+        return read(self._key, decision_id)
+
     def _row(self, index: int, outcome: Outcome, now: float, faults: list[Violation]) -> OutcomeRow | Result:
         """The row to count, or the answer that needs none. Adds to `faults` what breaks the contract."""
         if not outcome.decision_id:

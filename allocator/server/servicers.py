@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from google.protobuf.duration_pb2 import Duration
 
-from allocator.core.assignment import SLOTS
+from allocator.core.assignment import SLOTS, unit_hash
 from allocator.core.audit import first_broken
 from allocator.core.decision import check_unit
 from allocator.core.outcome import Outcome
@@ -29,6 +29,8 @@ from allocator.v1 import allocator_service_pb2 as service_pb
 from allocator.v1 import operator_service_pb2 as operator_pb
 from allocator.wire import convert, snapshots
 from allocator.wire.description import description_to_message
+from allocator.wire.scalars import timestamp
+from allocator.wire.statistics import rows_to_messages
 
 MAX_UNITS = 10_000
 MAX_ATTRIBUTES = 64
@@ -306,6 +308,26 @@ class OperatorServicer:
             )
 
         return await self._in_thread(verify)
+
+    async def get_statistics(self, request: operator_pb.GetStatisticsRequest) -> operator_pb.GetStatisticsResponse:
+        """GetStatistics."""
+        now = self._engine.clock.now()
+        record, rows, buckets = await self._in_thread(lambda: self._engine.statistics(request.experiment, buckets=request.by_bucket))
+        return operator_pb.GetStatisticsResponse(
+            uid=record.uid,
+            time=timestamp(now),
+            rows=rows_to_messages(record.experiment, rows),
+            buckets=rows_to_messages(record.experiment, buckets, buckets=True),
+        )
+
+    async def read_decision(self, request: operator_pb.ReadDecisionRequest) -> operator_pb.ReadDecisionResponse:
+        """ReadDecision."""
+        uid = self._engine.ingest.read(request.decision_id).uid.hex()
+        record = self._engine.registry.of_uid(uid)
+        reply = operator_pb.ReadDecisionResponse(uid=uid, experiment=record.name if record is not None else "")
+        if request.unit and record is not None:
+            reply.unit_hash = unit_hash(record.salt, check_unit(request.unit)).hex()
+        return reply
 
     async def _command(self, command: Callable[..., Record], request: Any, **more: Any) -> Record:
         return await self._in_thread(lambda: command(request.experiment, actor=_actor(request.actor), reason=request.reason, **more))

@@ -566,7 +566,7 @@ class OutcomeResult(_message.Message):
     def __init__(self, status: _Optional[_Union[OutcomeStatus, str]] = ..., reason: _Optional[str] = ..., message: _Optional[str] = ...) -> None: ...
 
 class SnapshotEntry(_message.Message):
-    __slots__ = ("experiment", "uid", "version", "state", "assignment", "salt", "arms", "incumbent", "tables", "segments", "opt_out", "target", "pins", "only_reason", "shadow_arms", "lease", "window", "strict", "cap", "cap_per_candidate", "burst", "only_arm", "bucket", "counted", "first_only", "activation", "leased_requests", "leased_units")
+    __slots__ = ("experiment", "uid", "version", "state", "assignment", "salt", "arms", "incumbent", "tables", "segments", "opt_out", "target", "pins", "only_reason", "shadow_arms", "lease", "window", "strict", "cap", "cap_per_candidate", "burst", "only_arm", "bucket", "counted", "first_only", "activation", "leased_requests", "leased_units", "stage")
     class PinsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -602,6 +602,7 @@ class SnapshotEntry(_message.Message):
     ACTIVATION_FIELD_NUMBER: _ClassVar[int]
     LEASED_REQUESTS_FIELD_NUMBER: _ClassVar[int]
     LEASED_UNITS_FIELD_NUMBER: _ClassVar[int]
+    STAGE_FIELD_NUMBER: _ClassVar[int]
     experiment: str
     uid: str
     version: int
@@ -630,7 +631,8 @@ class SnapshotEntry(_message.Message):
     activation: int
     leased_requests: bool
     leased_units: bool
-    def __init__(self, experiment: _Optional[str] = ..., uid: _Optional[str] = ..., version: _Optional[int] = ..., state: _Optional[_Union[ExperimentState, str]] = ..., assignment: _Optional[_Union[Assignment, str]] = ..., salt: _Optional[bytes] = ..., arms: _Optional[_Iterable[_Union[SnapshotArm, _Mapping]]] = ..., incumbent: _Optional[int] = ..., tables: _Optional[_Iterable[_Union[SnapshotTable, _Mapping]]] = ..., segments: _Optional[_Iterable[_Union[Segment, _Mapping]]] = ..., opt_out: _Optional[_Union[OptOut, _Mapping]] = ..., target: _Optional[_Union[Target, _Mapping]] = ..., pins: _Optional[_Mapping[str, str]] = ..., only_reason: _Optional[_Union[Reason, str]] = ..., shadow_arms: _Optional[_Iterable[int]] = ..., lease: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., window: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., strict: bool = ..., cap: _Optional[float] = ..., cap_per_candidate: _Optional[float] = ..., burst: _Optional[int] = ..., only_arm: _Optional[int] = ..., bucket: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., counted: bool = ..., first_only: bool = ..., activation: _Optional[int] = ..., leased_requests: bool = ..., leased_units: bool = ...) -> None: ...
+    stage: int
+    def __init__(self, experiment: _Optional[str] = ..., uid: _Optional[str] = ..., version: _Optional[int] = ..., state: _Optional[_Union[ExperimentState, str]] = ..., assignment: _Optional[_Union[Assignment, str]] = ..., salt: _Optional[bytes] = ..., arms: _Optional[_Iterable[_Union[SnapshotArm, _Mapping]]] = ..., incumbent: _Optional[int] = ..., tables: _Optional[_Iterable[_Union[SnapshotTable, _Mapping]]] = ..., segments: _Optional[_Iterable[_Union[Segment, _Mapping]]] = ..., opt_out: _Optional[_Union[OptOut, _Mapping]] = ..., target: _Optional[_Union[Target, _Mapping]] = ..., pins: _Optional[_Mapping[str, str]] = ..., only_reason: _Optional[_Union[Reason, str]] = ..., shadow_arms: _Optional[_Iterable[int]] = ..., lease: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., window: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., strict: bool = ..., cap: _Optional[float] = ..., cap_per_candidate: _Optional[float] = ..., burst: _Optional[int] = ..., only_arm: _Optional[int] = ..., bucket: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., counted: bool = ..., first_only: bool = ..., activation: _Optional[int] = ..., leased_requests: bool = ..., leased_units: bool = ..., stage: _Optional[int] = ...) -> None: ...
 
 class SnapshotArm(_message.Message):
     __slots__ = ("name", "model_uri", "state")

@@ -1,14 +1,27 @@
 import datetime
 
 from allocator.v1 import allocator_pb2 as _allocator_pb2
+from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from collections.abc import Iterable as _Iterable, Mapping as _Mapping
 from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class Statistic(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    STATISTIC_UNSPECIFIED: _ClassVar[Statistic]
+    STATISTIC_DECISIONS: _ClassVar[Statistic]
+    STATISTIC_REWARD: _ClassVar[Statistic]
+    STATISTIC_LOSS: _ClassVar[Statistic]
+STATISTIC_UNSPECIFIED: Statistic
+STATISTIC_DECISIONS: Statistic
+STATISTIC_REWARD: Statistic
+STATISTIC_LOSS: Statistic
 
 class ApplyExperimentRequest(_message.Message):
     __slots__ = ("experiment", "validate_only", "etag", "request_id", "actor", "reason")
@@ -325,3 +338,63 @@ class VerifyAuditRecordsResponse(_message.Message):
     first_broken: int
     head: str
     def __init__(self, intact: bool = ..., records: _Optional[int] = ..., first_broken: _Optional[int] = ..., head: _Optional[str] = ...) -> None: ...
+
+class GetStatisticsRequest(_message.Message):
+    __slots__ = ("experiment", "by_bucket")
+    EXPERIMENT_FIELD_NUMBER: _ClassVar[int]
+    BY_BUCKET_FIELD_NUMBER: _ClassVar[int]
+    experiment: str
+    by_bucket: bool
+    def __init__(self, experiment: _Optional[str] = ..., by_bucket: bool = ...) -> None: ...
+
+class GetStatisticsResponse(_message.Message):
+    __slots__ = ("uid", "time", "rows", "buckets")
+    UID_FIELD_NUMBER: _ClassVar[int]
+    TIME_FIELD_NUMBER: _ClassVar[int]
+    ROWS_FIELD_NUMBER: _ClassVar[int]
+    BUCKETS_FIELD_NUMBER: _ClassVar[int]
+    uid: str
+    time: _timestamp_pb2.Timestamp
+    rows: _containers.RepeatedCompositeFieldContainer[StatisticsRow]
+    buckets: _containers.RepeatedCompositeFieldContainer[StatisticsRow]
+    def __init__(self, uid: _Optional[str] = ..., time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., rows: _Optional[_Iterable[_Union[StatisticsRow, _Mapping]]] = ..., buckets: _Optional[_Iterable[_Union[StatisticsRow, _Mapping]]] = ...) -> None: ...
+
+class StatisticsRow(_message.Message):
+    __slots__ = ("arm", "segment", "statistic", "guardrail", "count", "total", "squares", "bucket_time", "bucket_width")
+    ARM_FIELD_NUMBER: _ClassVar[int]
+    SEGMENT_FIELD_NUMBER: _ClassVar[int]
+    STATISTIC_FIELD_NUMBER: _ClassVar[int]
+    GUARDRAIL_FIELD_NUMBER: _ClassVar[int]
+    COUNT_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_FIELD_NUMBER: _ClassVar[int]
+    SQUARES_FIELD_NUMBER: _ClassVar[int]
+    BUCKET_TIME_FIELD_NUMBER: _ClassVar[int]
+    BUCKET_WIDTH_FIELD_NUMBER: _ClassVar[int]
+    arm: str
+    segment: str
+    statistic: Statistic
+    guardrail: str
+    count: int
+    total: float
+    squares: float
+    bucket_time: _timestamp_pb2.Timestamp
+    bucket_width: _duration_pb2.Duration
+    def __init__(self, arm: _Optional[str] = ..., segment: _Optional[str] = ..., statistic: _Optional[_Union[Statistic, str]] = ..., guardrail: _Optional[str] = ..., count: _Optional[int] = ..., total: _Optional[float] = ..., squares: _Optional[float] = ..., bucket_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., bucket_width: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
+
+class ReadDecisionRequest(_message.Message):
+    __slots__ = ("decision_id", "unit")
+    DECISION_ID_FIELD_NUMBER: _ClassVar[int]
+    UNIT_FIELD_NUMBER: _ClassVar[int]
+    decision_id: str
+    unit: str
+    def __init__(self, decision_id: _Optional[str] = ..., unit: _Optional[str] = ...) -> None: ...
+
+class ReadDecisionResponse(_message.Message):
+    __slots__ = ("experiment", "uid", "unit_hash")
+    EXPERIMENT_FIELD_NUMBER: _ClassVar[int]
+    UID_FIELD_NUMBER: _ClassVar[int]
+    UNIT_HASH_FIELD_NUMBER: _ClassVar[int]
+    experiment: str
+    uid: str
+    unit_hash: str
+    def __init__(self, experiment: _Optional[str] = ..., uid: _Optional[str] = ..., unit_hash: _Optional[str] = ...) -> None: ...

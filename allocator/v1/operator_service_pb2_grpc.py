@@ -99,6 +99,16 @@ class OperatorServiceStub(object):
                 request_serializer=allocator_dot_v1_dot_operator__service__pb2.VerifyAuditRecordsRequest.SerializeToString,
                 response_deserializer=allocator_dot_v1_dot_operator__service__pb2.VerifyAuditRecordsResponse.FromString,
                 _registered_method=True)
+        self.GetStatistics = channel.unary_unary(
+                '/allocator.v1.OperatorService/GetStatistics',
+                request_serializer=allocator_dot_v1_dot_operator__service__pb2.GetStatisticsRequest.SerializeToString,
+                response_deserializer=allocator_dot_v1_dot_operator__service__pb2.GetStatisticsResponse.FromString,
+                _registered_method=True)
+        self.ReadDecision = channel.unary_unary(
+                '/allocator.v1.OperatorService/ReadDecision',
+                request_serializer=allocator_dot_v1_dot_operator__service__pb2.ReadDecisionRequest.SerializeToString,
+                response_deserializer=allocator_dot_v1_dot_operator__service__pb2.ReadDecisionResponse.FromString,
+                _registered_method=True)
 
 
 class OperatorServiceServicer(object):
@@ -190,6 +200,20 @@ class OperatorServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetStatistics(self, request, context):
+        """What was counted, as exact sums: what reports are made of.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReadDecision(self, request, context):
+        """Reads a decision id and says whether this service made it; with a unit, also where that unit falls.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_OperatorServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -257,6 +281,16 @@ def add_OperatorServiceServicer_to_server(servicer, server):
                     servicer.VerifyAuditRecords,
                     request_deserializer=allocator_dot_v1_dot_operator__service__pb2.VerifyAuditRecordsRequest.FromString,
                     response_serializer=allocator_dot_v1_dot_operator__service__pb2.VerifyAuditRecordsResponse.SerializeToString,
+            ),
+            'GetStatistics': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetStatistics,
+                    request_deserializer=allocator_dot_v1_dot_operator__service__pb2.GetStatisticsRequest.FromString,
+                    response_serializer=allocator_dot_v1_dot_operator__service__pb2.GetStatisticsResponse.SerializeToString,
+            ),
+            'ReadDecision': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReadDecision,
+                    request_deserializer=allocator_dot_v1_dot_operator__service__pb2.ReadDecisionRequest.FromString,
+                    response_serializer=allocator_dot_v1_dot_operator__service__pb2.ReadDecisionResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -610,6 +644,60 @@ class OperatorService(object):
             '/allocator.v1.OperatorService/VerifyAuditRecords',
             allocator_dot_v1_dot_operator__service__pb2.VerifyAuditRecordsRequest.SerializeToString,
             allocator_dot_v1_dot_operator__service__pb2.VerifyAuditRecordsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetStatistics(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/allocator.v1.OperatorService/GetStatistics',
+            allocator_dot_v1_dot_operator__service__pb2.GetStatisticsRequest.SerializeToString,
+            allocator_dot_v1_dot_operator__service__pb2.GetStatisticsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReadDecision(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/allocator.v1.OperatorService/ReadDecision',
+            allocator_dot_v1_dot_operator__service__pb2.ReadDecisionRequest.SerializeToString,
+            allocator_dot_v1_dot_operator__service__pb2.ReadDecisionResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -58,6 +58,7 @@ def entry_to_message(entry: Entry) -> pb.SnapshotEntry:
         first_only=entry.first_only,
         leased_requests=entry.leased_requests,
         leased_units=entry.leased_units,
+        stage=entry.stage,
     )
     for index, (name, uri) in enumerate(zip(entry.arms, entry.model_uris, strict=True)):
         state = pb.ARM_STATE_DRAINED if entry.drained >> index & 1 else pb.ARM_STATE_ACTIVE
@@ -113,6 +114,7 @@ def entry_from_message(m: pb.SnapshotEntry) -> Entry:
         burst=m.burst,
         leased_requests=m.leased_requests,
         leased_units=m.leased_units,
+        stage=m.stage,
     )
 
 
