@@ -1,0 +1,100 @@
+"""Replications side by side: a function of one seed in, its results in order out, the same for any number of workers.
+
+The seed of replication i is child i of the root `numpy.random.SeedSequence`, so it depends on nothing but the root and i. joblib carries
+the work: its backends (`loky` processes, `threading` for kernels that let go of the interpreter, `sequential`, and `dask` or `ray` once
+their packages have registered them) differ in where it runs, never in what comes out. Replications travel in chunks, because a task that
+takes a millisecond would cost more to send than to run.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from itertools import chain
+from typing import TypeVar
+
+import numpy as np
+from joblib import Parallel, delayed, parallel_config
+
+from allocator.errors import InvalidArgument, Violation
+
+Seed = np.random.SeedSequence
+RandomState = int | Seed | np.random.Generator | None
+T = TypeVar("T")
+
+CHUNKS_PER_WORKER = 8
+LEAST_BAR = 2  # a single task needs no bar
+
+
+def root_seed(random_state: RandomState) -> Seed:
+    """The root of all seeds. An int or a SeedSequence gives the same one each time; a Generator its next child; None fresh entropy.
+
+    Raises InvalidArgument for anything else.
+    """
+    if isinstance(random_state, np.random.Generator):
+        return random_state.bit_generator.seed_seq.spawn(1)[0]
+    if isinstance(random_state, Seed):
+        return random_state
+    if random_state is None or (isinstance(random_state, int | np.integer) and not isinstance(random_state, bool) and random_state >= 0):
+        return Seed(None if random_state is None else int(random_state))
+    raise InvalidArgument.of_field(
+        "random_state", f"got {random_state!r}; an integer of at least 0, a SeedSequence, a Generator or None is allowed"
+    )
+
+
+def child(root: Seed, index: int) -> Seed:
+    """Child `index` of the root, as its `spawn` would make it, whatever was spawned before."""
+    return Seed(root.entropy, spawn_key=(*root.spawn_key, index), pool_size=root.pool_size)
+
+
+def key_of(seed: Seed) -> np.ndarray:
+    """The key of a world's Philox numbers: uint64 (2,) below 2^32."""
+    return seed.generate_state(2, np.uint32).astype(np.uint64)
+
+
+def replicate(
+    function: Callable[[Seed], T],
+    replications: int,
+    random_state: RandomState = 0,
+    *,
+    workers: int = 1,
+    backend: str = "loky",
+    title: str = "",
+) -> list[T]:
+    """`function` of each replication's seed, in the order of replications.
+
+    function: can be pickled (for `loky` and clusters). workers: at least 1, or -1 for one a core. title: of a progress bar, which only a
+    terminal gets to see; "" for none. Raises InvalidArgument, and whatever `function` raises.
+    """
+    found = []
+    if not (isinstance(replications, int) and replications >= 1):
+        found.append(Violation("replications", f"got {replications!r}; a whole number of at least 1 is allowed"))
+    if not (isinstance(workers, int) and (workers >= 1 or workers == -1)):
+        found.append(Violation("workers", f"got {workers!r}; a whole number of at least 1, or -1 for all cores, is allowed"))
+    if found:
+        raise InvalidArgument(violations=found)
+    root = root_seed(random_state)
+    busy = os.cpu_count() or 1 if workers == -1 else workers
+    size = max(1, -(-replications // (busy * CHUNKS_PER_WORKER)))
+    tasks = [delayed(_chunk)(function, root, range(start, min(start + size, replications))) for start in range(0, replications, size)]
+    with parallel_config(backend=backend, n_jobs=workers):
+        done = Parallel(return_as="generator")(tasks) if backend != "dask" else Parallel()(tasks)
+        return list(chain.from_iterable(_shown(done, len(tasks), title)))
+
+
+def _chunk(function: Callable[[Seed], T], root: Seed, indices: Sequence[int]) -> list[T]:
+    return [function(child(root, index)) for index in indices]
+
+
+def _shown(done, total: int, title: str):
+    """The chunks, counted by a bar on stderr where somebody looks."""
+    if not title or total < LEAST_BAR or not sys.stderr.isatty():
+        yield from done
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        yield from progress.track(done, total=total, description=title)
