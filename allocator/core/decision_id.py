@@ -6,6 +6,9 @@ costs a durable write for every decision, and a crash between the two loses outc
 
 Layout, big endian, then base64url without padding: format (1 byte), key (4), experiment (8), arm (1), segment (1), flags (1),
 snapshot version (6), milliseconds since the epoch (6), slots of 65,536 (3), nonce (8), MAC (12: blake2b, keyed).
+
+In-process deciders make ids too. Each has a number and the key that `client_key` derives for it from the service's secret, so the service
+keeps nothing for them and still reads their ids: the number stands in the id. Number 0 is the service itself, its key the secret.
 Standard library only.
 """
 
@@ -27,6 +30,7 @@ LENGTH = (BODY.size + MAC_BYTES) * 4 // 3
 
 COUNTED, FIRST, GATED = 1, 2, 4  # flags; the five bits above them hold the activation, modulo 32
 ACTIVATION_BITS = 3
+MAX_KEY_NUMBER = (1 << 32) - 1
 
 
 class DecisionId(NamedTuple):
@@ -86,8 +90,21 @@ def mint(
     return urlsafe_b64encode(body + hashlib.blake2b(body, digest_size=MAC_BYTES, key=key).digest()).decode("ascii")
 
 
-def read(key: bytes, text: str) -> DecisionId:
-    """What a decision id says. Raises InvalidArgument, reason MALFORMED_DECISION_ID or FORGED_DECISION_ID."""
+def client_key(secret: bytes, number: int) -> bytes:
+    """The key of the decider with this number, 32 bytes; of number 0 it is the secret itself. number: 0 to 2**32 - 1.
+
+    Who holds one key learns neither the secret nor another number's key. Source: keyed BLAKE2b as a pseudo-random function, RFC 7693.
+    """
+    if number == 0:
+        return secret
+    return hashlib.blake2b(number.to_bytes(4, "big"), digest_size=32, key=secret, person=b"decision key").digest()
+
+
+def read(secret: bytes, text: str) -> DecisionId:
+    """What a decision id says, whichever decider made it. Raises InvalidArgument, reason MALFORMED_DECISION_ID or FORGED_DECISION_ID.
+
+    secret: the service's.
+    """
     if len(text) != LENGTH:
         raise _malformed(f"got {len(text)} characters; a decision id has {LENGTH}")
     try:
@@ -97,6 +114,7 @@ def read(key: bytes, text: str) -> DecisionId:
     body, mac = raw[: BODY.size], raw[BODY.size :]
     if len(mac) != MAC_BYTES or body[0] != FORMAT:
         raise _malformed("got an id of another format")
+    key = client_key(secret, int.from_bytes(body[1:5], "big"))
     if not hmac.compare_digest(mac, hashlib.blake2b(body, digest_size=MAC_BYTES, key=key).digest()):
         raise InvalidArgument.of_field(
             "decision_id", "its authentication code does not fit: it was altered, or another service made it", reason="FORGED_DECISION_ID"

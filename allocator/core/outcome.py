@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from allocator.core.decision_id import DecisionId
-from allocator.core.experiment import Experiment, Guardrail, RewardModel
+from allocator.core.experiment import Assignment, Experiment, Guardrail, RewardModel
 from allocator.core.guardrail import key_of
 from allocator.core.record import REWARD, Cell, Record
 from allocator.core.statistics import MICRO, square_of
@@ -56,6 +56,7 @@ class Contract:
         self.activation = record.status.activation
         self.bucket_seconds = experiment.bucket_width_seconds
         self.window_seconds = experiment.reward.window_seconds
+        self.sticky = experiment.assignment is Assignment.STICKY
         self._reward = experiment.reward
         self._squares = experiment.reward.model is not RewardModel.POISSON  # a Gamma posterior needs none, and counts may be large
         self._arms = len(experiment.arms)
@@ -89,9 +90,9 @@ class Contract:
             return [Violation(path, f"got {value}; a number from {rule.low:g} to {rule.high:g} is allowed")]
         return []
 
-    def fits(self, decision: DecisionId) -> bool:
-        """Do the arm and the segment of the id exist here?"""
-        return decision.arm < self._arms and decision.segment < self._segments
+    def fits(self, arm: int, segment: int) -> bool:
+        """Do the arm and the segment exist here?"""
+        return arm < self._arms and segment < self._segments
 
     def contributions(
         self, decision: DecisionId, outcome: Outcome, age_seconds: float, slots: tuple[int, ...] | None

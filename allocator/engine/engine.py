@@ -8,9 +8,10 @@ whose decisions must not wait for the store sets `decider.low` to what has `fill
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from allocator.core.decider import Decider
+from allocator.core.decision_id import client_key
 from allocator.core.description import Description, describe
 from allocator.core.plan import coarsening
 from allocator.core.record import Record
@@ -40,7 +41,7 @@ class Engine:
         self.store = store
         self.clock = clock
         self.entropy = entropy
-        key = store.secret()
+        key = self._secret = store.secret()
         self.live = Live(clock)
         self.registry = Registry(store, self.live)
         self.decider = Decider(key, restarted=restarted, life=int(clock.now() * 1e6))  # later lives are larger; no two begin at once
@@ -56,6 +57,15 @@ class Engine:
         self.decider.low = self.planner.wake if threads else self.fill_leases
         if threads:
             self.planner.start()
+
+    def issue_keys(self, count: int) -> list[tuple[int, bytes]]:
+        """Numbers and keys with which deciders elsewhere make decision ids. Nothing is kept: two may have the same without harm."""
+        numbers = [int.from_bytes(self.entropy.bytes(4), "big") or 1 for _ in range(count)]
+        return [(number, client_key(self._secret, number)) for number in numbers]
+
+    def lease_exposure(self, wanted: Sequence[tuple[str, int, str, int]]) -> list[tuple[int, int]]:
+        """Set exposures aside for deciders elsewhere; each wanted: uid, arm, kind, how many. See `Grants.lease`. Waits for the store."""
+        return [self.grants.lease(*each) for each in wanted]
 
     def fill_leases(self) -> None:
         """Set aside more of the budgets for this process's decider, where it needs more. Waits for the store."""

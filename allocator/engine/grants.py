@@ -81,6 +81,21 @@ class Grants:
                 except AllocatorError as error:
                     log.warning("budget.not_granted", experiment=entry.experiment, reason=error.reason, error=error.message)
 
+    def lease(self, uid: str, arm: int, kind: str, wanted: int) -> tuple[int, int]:
+        """Set exposures aside for a decider elsewhere: how many of those wanted, and the activation that they are of.
+
+        What it does not spend is lost with it, so this may be asked again after any trouble. 0 where nothing is left or may be had now: the
+        experiment is unknown, frozen or not limited, or the arm has no share. Raises Unavailable or Overloaded when the store cannot write.
+        """
+        with self._lock:
+            entry, limits = self._live.snapshot.by_uid.get(bytes.fromhex(uid)), self._limits.get(uid)
+            if entry is None:
+                return 0, 0
+            leased = entry.leased_requests if kind == REQUESTS else entry.leased_units
+            if limits is None or not leased or entry.only is not None or arm >= len(limits.requests) or not _planned(entry, arm):
+                return 0, entry.activation
+            return self._grant(entry, uid, kind, arm, min(wanted, MOST), limits, self._store.granted(uid)), entry.activation
+
     def held(self, uid: str) -> frozenset[int]:
         """Arms of which this process holds requests that are not spent yet."""
         with self._lock:
@@ -96,8 +111,7 @@ class Grants:
     def _fill(self, entry: Entry, uid: str, limits: Limits) -> None:
         granted: dict[tuple[int, str], int] | None = None
         for arm in range(len(entry.arms)):
-            planned = arm < len(limits.requests) and any(arm < len(table.served) and table.served[arm] for table in entry.tables)
-            if arm == entry.incumbent or not planned:
+            if arm >= len(limits.requests) or not _planned(entry, arm):
                 continue
             for kind, leased in ((REQUESTS, entry.leased_requests), (UNITS, entry.leased_units)):
                 wanted = self._wanted(entry, uid, kind, arm) if leased else 0
@@ -145,3 +159,8 @@ class Grants:
 
     def _spent(self, entry: Entry, kind: str, arm: int) -> int:
         return self._decider.budget(entry.uid).spent(kind, arm)
+
+
+def _planned(entry: Entry, arm: int) -> bool:
+    """Is this a candidate that serves somebody?"""
+    return arm != entry.incumbent and any(arm < len(table.served) and table.served[arm] for table in entry.tables)

@@ -2,25 +2,24 @@
 
 In: outcomes as reported, exposures as counted by the decider. Out: what became of each outcome, once it is durable. A value outside the
 contract refuses the whole report with every violation, and nothing of it is counted: the reporter mends it and sends it again. An id
-that is forged, foreign or too old refuses only its own outcome, because no mending helps it.
+that is forged, foreign or too old refuses only its own outcome, because no mending helps it. Batches of exposures that deciders elsewhere
+have counted are made into rows with the batch's id for a nonce, so a batch that comes twice counts once; see `engine/exposures.py`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
 from allocator.core.decider import Exposure
 from allocator.core.decision_id import DecisionId, read
 from allocator.core.outcome import Outcome
-from allocator.core.record import EXPOSURES, UNITS, Cell
-from allocator.core.statistics import MICRO
-from allocator.core.tally import draw_stream
+from allocator.engine.exposures import ExposureBatch, Lives, batch_rows, exposure_rows
 from allocator.engine.registry import Registry
 from allocator.errors import InvalidArgument, Violation
-from allocator.ports import Clock, Contribution, Counted, ExposureRow, OutcomeRow, Store
+from allocator.ports import Clock, Contribution, Counted, OutcomeRow, Store
 
 MAX_OUTCOMES = 1000
 RECALLED = 4096  # outcomes that say the same as an earlier one are checked and turned into cells once
@@ -64,11 +63,19 @@ class Ingest:
         self._clock = clock
         self._committed = committed
         self._recalled: dict[tuple[object, ...], tuple[int, tuple[Contribution, ...]]] = {}
+        self._lives = Lives()
 
     def report(self, outcomes: Sequence[Outcome], exposures: Sequence[Exposure] = ()) -> list[Result]:
-        """Count outcomes and exposures in one step; durable when this returns. A result for each outcome, in order.
+        """As `receive`, without batches. A result for each outcome, in order."""
+        return self.receive(outcomes, exposures)[0]
 
-        Raises InvalidArgument for more than 1,000 outcomes or any value outside its contract (then nothing is counted, the exposures
+    def receive(
+        self, outcomes: Sequence[Outcome], exposures: Sequence[Exposure] = (), batches: Sequence[ExposureBatch] = ()
+    ) -> tuple[list[Result], int]:
+        """Count outcomes, this process's exposures and batches of others' in one step; durable when this returns.
+
+        Returns a result for each outcome, in order, and how many decisions of the batches are lost: foreign ones, and those whose bucket is
+        settled. Raises InvalidArgument for more than 1,000 outcomes or any value outside its contract (then nothing is counted, exposures
         neither), Unavailable or Overloaded when the store cannot write.
         """
         if len(outcomes) > MAX_OUTCOMES:
@@ -90,22 +97,24 @@ class Ingest:
             else:
                 rows.append(answer)
                 places.append(index)
+        others, lost = batch_rows(batches, self._registry, self._lives, now + FUTURE_SECONDS, found)
         if found:
             raise InvalidArgument(
                 f"{len(found)} value{'s' if len(found) > 1 else ''} outside the contract; nothing was counted",
                 violations=found,
                 reason="INVALID_OUTCOME",
             )
-        if rows or exposures:
-            counted = self._store.add(rows, exposure_rows(exposures))
+        if rows or exposures or others:
+            counted = self._store.add([*rows, *(row for row, _ in others)], exposure_rows(exposures))
             answers: dict[tuple[str, Counted], Result] = {}
-            for place, row, what in zip(places, rows, counted, strict=True):
+            for place, row, what in zip(places, rows, counted, strict=False):
                 result = answers.get((row.uid, what))
                 if result is None:
                     result = answers[row.uid, what] = Result(*COUNTED[what], self._name(row.uid))
                 results[place] = result
+            lost += sum(count for (_, count), what in zip(others, counted[len(rows) :], strict=True) if what is Counted.LATE)
             self._committed()
-        return [result for result in results if result is not None]
+        return [result for result in results if result is not None], lost
 
     def read(self, decision_id: str) -> DecisionId:
         """What a decision id says, if this service made it. Raises InvalidArgument."""
@@ -120,7 +129,7 @@ class Ingest:
         except InvalidArgument as error:
             return Result(Status.REFUSED, error.reason, error.violations[0].message)
         contract = self._registry.contract(decision.uid)
-        if contract is None or not contract.fits(decision):
+        if contract is None or not contract.fits(decision.arm, decision.segment):
             return Result(Status.REFUSED, "FOREIGN_DECISION_ID", "no experiment here made this decision")
         seconds = decision.seconds
         bucket = int(seconds // contract.bucket_seconds)
@@ -167,21 +176,6 @@ class Ingest:
     def _name(self, uid: str) -> str:
         record = self._registry.of_uid(uid)
         return record.name if record is not None else ""
-
-
-def exposure_rows(exposures: Iterable[Exposure]) -> list[ExposureRow]:
-    """Exposures as cells to add."""
-    rows = []
-    for e in exposures:
-        uid = e.uid.hex()
-        if e.count:
-            rows.append(ExposureRow(uid, Cell(e.bucket, e.arm, e.segment, EXPOSURES, e.count, 0)))
-        if e.units:
-            rows.append(ExposureRow(uid, Cell(e.bucket, e.arm, e.segment, f"{UNITS}#{e.activation}", e.units, 0)))
-        if e.drawn or e.expected:
-            stream = draw_stream(e.activation, e.life)
-            rows.append(ExposureRow(uid, Cell(e.bucket, e.arm, e.segment, stream, e.drawn, e.expected, *divmod(e.variance, MICRO))))
-    return rows
 
 
 def _not_finite(index: int, outcome: Outcome) -> list[Violation]:

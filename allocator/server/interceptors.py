@@ -6,7 +6,8 @@ malformed bytes with UNKNOWN and the text of a Python exception. Interceptors of
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+import contextlib
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Any
 
 import grpc
@@ -20,7 +21,7 @@ from allocator.wire.status import to_status
 log = structlog.get_logger()
 
 Unary = Callable[[Any], Awaitable[Any]]
-Streaming = Callable[[Any], AsyncIterator[Any]]
+Streaming = Callable[[Any], AsyncGenerator[bytes, None]]
 
 
 def unary(metrics: Metrics, name: str, request_type: type[Message], method: Unary) -> grpc.RpcMethodHandler:
@@ -40,15 +41,20 @@ def unary(metrics: Metrics, name: str, request_type: type[Message], method: Unar
 
 
 def streaming(metrics: Metrics, name: str, request_type: type[Message], method: Streaming) -> grpc.RpcMethodHandler:
-    """A handler for a method that answers many times."""
+    """A handler for a method that answers many times, with bytes. The next is asked for when the reader has room for it."""
+    answered = metrics.rpcs.labels(name, "OK")
 
-    async def handle(raw: bytes, context: grpc.aio.ServicerContext) -> AsyncIterator[bytes]:
+    async def handle(raw: bytes, context: grpc.aio.ServicerContext) -> AsyncGenerator[bytes, None]:
+        metrics.watchers.inc()
         try:
-            async for reply in method(request_type.FromString(raw)):
-                yield reply.SerializeToString()
+            async with contextlib.aclosing(method(request_type.FromString(raw))) as replies:
+                async for reply in replies:
+                    yield reply
         except Exception as error:
             await _abort(context, metrics, name, error)
-        metrics.rpcs.labels(name, "OK").inc()
+        finally:
+            metrics.watchers.dec()
+        answered.inc()
 
     return grpc.unary_stream_rpc_method_handler(handle)
 

@@ -101,7 +101,7 @@ class Server:
         log.info("server.draining", seconds=self._config.drain_seconds)
         await self._health.enter_graceful_shutdown()
         await asyncio.sleep(self._config.drain_seconds)
-        self._allocator.draining.set()
+        self._allocator.feed.close()
         await self._grpc.stop(self._config.grace_seconds)
         for task in self._tasks:
             task.cancel()
@@ -129,6 +129,7 @@ class Server:
             "BatchDecide": unary(metrics, "BatchDecide", service_pb.BatchDecideRequest, a.batch_decide),
             "ReportOutcomes": unary(metrics, "ReportOutcomes", service_pb.ReportOutcomesRequest, a.report_outcomes),
             "WatchSnapshots": streaming(metrics, "WatchSnapshots", service_pb.WatchSnapshotsRequest, a.watch_snapshots),
+            "LeaseExposure": unary(metrics, "LeaseExposure", service_pb.LeaseExposureRequest, a.lease_exposure),
         }
         operator = {}
         for method in operator_pb.DESCRIPTOR.services_by_name["OperatorService"].methods:

@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
-
-from google.protobuf.duration_pb2 import Duration
 
 from allocator.core.assignment import SLOTS, unit_hash
 from allocator.core.audit import first_broken
@@ -21,22 +19,24 @@ from allocator.core.outcome import Outcome
 from allocator.core.record import Record
 from allocator.core.snapshot import Entry, full_name
 from allocator.engine.engine import Engine
+from allocator.engine.exposures import ExposureBatch
 from allocator.engine.ingest import Result
 from allocator.errors import AllocatorError, InvalidArgument, NotFound
 from allocator.server.metrics import Metrics
+from allocator.server.watch import Feed
 from allocator.v1 import allocator_pb2 as pb
 from allocator.v1 import allocator_service_pb2 as service_pb
 from allocator.v1 import operator_service_pb2 as operator_pb
 from allocator.wire import convert, snapshots
 from allocator.wire.description import description_to_message
+from allocator.wire.exposures import KINDS, exposure_from_message, uid_from_text
 from allocator.wire.scalars import timestamp
 from allocator.wire.statistics import rows_to_messages
 
 MAX_UNITS = 10_000
 MAX_ATTRIBUTES = 64
 DEFAULT_PAGE, MAX_PAGE = 50, 1000
-HEARTBEAT_SECONDS = 1.0
-CHUNK_BYTES = 512 * 1024
+MAX_LEASES = 1000
 STATUSES = dict(pb.OutcomeStatus.items())
 
 T = TypeVar("T")
@@ -54,7 +54,7 @@ class AllocatorServicer:
         self._monotonic = engine.clock.monotonic
         self._entropy = engine.entropy.bytes
         self._observe = metrics.decision_duration.observe
-        self.draining = asyncio.Event()
+        self.feed = Feed(self._live, self._monotonic, engine.issue_keys)
 
     async def decide(self, request: service_pb.DecideRequest) -> bytes:
         """Decide."""
@@ -112,10 +112,14 @@ class AllocatorServicer:
             Outcome(o.decision_id, o.reward if o.HasField("reward") else None, {name: m[name] for name in m} if (m := o.metrics) else None)
             for o in request.outcomes
         ]
+        batches = [
+            ExposureBatch(batch.id, batch.life, tuple(exposure_from_message(count, batch.life) for count in batch.counts))
+            for batch in request.exposures
+        ]
         exposures = self._engine.decider.take()
         started = self._monotonic()
         try:
-            results = await self._in_thread(self._engine.ingest.report, outcomes, exposures)
+            results, lost = await self._in_thread(self._engine.ingest.receive, outcomes, exposures, batches)
         except AllocatorError:
             self._engine.decider.give_back(exposures)
             self._metrics.outcomes.labels("ERROR").inc(len(outcomes))
@@ -125,7 +129,7 @@ class AllocatorServicer:
         messages = {key: _result_to_message(result) for key, result in distinct.items()}
         for status, count in Counter(result.status.value for result in results).items():
             self._metrics.outcomes.labels(status).inc(count)
-        return service_pb.ReportOutcomesResponse(results=[messages[id(result)] for result in results])
+        return service_pb.ReportOutcomesResponse(results=[messages[id(result)] for result in results], lost_exposures=lost)
 
     async def flush_exposures(self) -> None:
         """Store the exposures that no report has taken along."""
@@ -138,48 +142,21 @@ class AllocatorServicer:
             self._engine.decider.give_back(exposures)
             raise
 
-    async def watch_snapshots(self, request: service_pb.WatchSnapshotsRequest) -> AsyncIterator[service_pb.WatchSnapshotsResponse]:
+    def watch_snapshots(self, request: service_pb.WatchSnapshotsRequest) -> AsyncGenerator[bytes, None]:
         """WatchSnapshots."""
-        loop = asyncio.get_running_loop()
-        changed = asyncio.Event()
-        stop = self._live.listen(lambda: loop.call_soon_threadsafe(changed.set))
-        namespaces = frozenset(request.namespaces)
-        sequence, begun = 0, False
-        self._metrics.watchers.inc()
-        try:
-            while not self.draining.is_set():
-                changed.clear()
-                snapshot, entries, removed, full = self._live.changes_since(sequence)
-                full = full and (not begun or snapshot.sequence != sequence)
-                begun, sequence = True, snapshot.sequence
-                for change in self._changes(sequence, entries, removed, full, namespaces):
-                    yield service_pb.WatchSnapshotsResponse(change=change)
-                try:
-                    await asyncio.wait_for(changed.wait(), HEARTBEAT_SECONDS)
-                except TimeoutError:
-                    beat = service_pb.Heartbeat(sequence=sequence, age=self._age())
-                    yield service_pb.WatchSnapshotsResponse(heartbeat=beat)
-        finally:
-            self._metrics.watchers.dec()
-            stop()
+        return self.feed.watch(request)
 
-    def _changes(
-        self, sequence: int, entries: list[Entry], removed: list[str], full: bool, namespaces: frozenset[str]
-    ) -> list[service_pb.SnapshotChange]:
-        """The change in pieces that no message limit minds."""
-        pieces = [service_pb.SnapshotChange(sequence=sequence, removed=removed, full=full, age=self._age())]
-        size = 0
-        for entry in entries:
-            if namespaces and entry.experiment.partition("/")[0] not in namespaces:
-                continue
-            message = snapshots.entry_to_message(entry)
-            if size and size + message.ByteSize() > CHUNK_BYTES:
-                pieces.append(service_pb.SnapshotChange(sequence=sequence, full=full, age=self._age()))
-                size = 0
-            size += message.ByteSize()
-            pieces[-1].entries.append(message)
-        pieces[-1].complete = True
-        return pieces if full or removed or pieces[0].entries else []
+    async def lease_exposure(self, request: service_pb.LeaseExposureRequest) -> service_pb.LeaseExposureResponse:
+        """LeaseExposure."""
+        if len(request.leases) > MAX_LEASES:
+            raise InvalidArgument.of_field(
+                "leases", f"got {len(request.leases)}; at most {MAX_LEASES} are allowed", reason="BATCH_TOO_LARGE"
+            )
+        wanted = [_lease(index, lease) for index, lease in enumerate(request.leases)]
+        granted = await self._in_thread(self._engine.lease_exposure, wanted)
+        return service_pb.LeaseExposureResponse(
+            grants=[service_pb.LeaseGrant(exposures=exposures, activation=activation) for exposures, activation in granted]
+        )
 
     def _entry(self, experiment: str) -> Entry:
         entries = self._live.snapshot.entries
@@ -189,11 +166,6 @@ class AllocatorServicer:
                 raise InvalidArgument.of_field("experiment", "got nothing; the name of an experiment is needed")
             raise NotFound(f"there is no experiment {experiment[:200]!r}", reason="UNKNOWN_EXPERIMENT", experiment=experiment)
         return entry
-
-    def _age(self) -> Duration:
-        duration = Duration()
-        duration.FromMilliseconds(int(min(self._live.age(), 1e9) * 1000))
-        return duration
 
     async def _in_thread(self, function: Callable[..., T], *arguments: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._threads, function, *arguments)
@@ -346,6 +318,16 @@ def _unit(index: int, unit: str) -> bytes:
 def _result_to_message(result: Result) -> pb.OutcomeResult:
     status = STATUSES[f"OUTCOME_STATUS_{result.status.value}"]
     return pb.OutcomeResult(status=status, reason=result.reason, message=result.message)
+
+
+def _lease(index: int, lease: service_pb.ExposureLease) -> tuple[str, int, str, int]:
+    """Uid, arm, kind and exposures. Raises InvalidArgument."""
+    kind = KINDS.get(lease.kind)
+    if kind is None:
+        raise InvalidArgument.of_field(f"leases[{index}].kind", f"got {lease.kind}; REQUESTS or UNITS is allowed")
+    if lease.exposures < 0:
+        raise InvalidArgument.of_field(f"leases[{index}].exposures", f"got {lease.exposures}; a number of at least 0 is allowed")
+    return uid_from_text(lease.uid).hex(), lease.arm, kind, lease.exposures
 
 
 def _actor(actor: str) -> str:

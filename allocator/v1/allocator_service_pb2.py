@@ -26,7 +26,7 @@ from allocator.v1 import allocator_pb2 as allocator_dot_v1_dot_allocator__pb2
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$allocator/v1/allocator_service.proto\x12\x0c\x61llocator.v1\x1a\x1c\x61llocator/v1/allocator.proto\x1a\x1egoogle/protobuf/duration.proto\"\xa5\x01\n\rDecideRequest\x12\x12\n\nexperiment\x18\x01 \x01(\t\x12\x0c\n\x04unit\x18\x02 \x01(\t\x12?\n\nattributes\x18\x03 \x03(\x0b\x32+.allocator.v1.DecideRequest.AttributesEntry\x1a\x31\n\x0f\x41ttributesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\":\n\x0e\x44\x65\x63ideResponse\x12(\n\x08\x64\x65\x63ision\x18\x01 \x01(\x0b\x32\x16.allocator.v1.Decision\"\xb0\x01\n\x12\x42\x61tchDecideRequest\x12\x12\n\nexperiment\x18\x01 \x01(\t\x12\r\n\x05units\x18\x02 \x03(\t\x12\x44\n\nattributes\x18\x03 \x03(\x0b\x32\x30.allocator.v1.BatchDecideRequest.AttributesEntry\x1a\x31\n\x0f\x41ttributesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xd2\x01\n\x13\x42\x61tchDecideResponse\x12\x0c\n\x04\x61rms\x18\x01 \x03(\t\x12\x11\n\tarm_index\x18\x02 \x03(\r\x12\r\n\x05slots\x18\x03 \x03(\r\x12%\n\x07reasons\x18\x04 \x03(\x0e\x32\x14.allocator.v1.Reason\x12\x0b\n\x03ids\x18\x05 \x03(\t\x12\x18\n\x10snapshot_version\x18\x06 \x01(\x03\x12\x17\n\x0fincumbent_index\x18\x07 \x01(\r\x12\x13\n\x0bshadow_arms\x18\x08 \x03(\t\x12\x0f\n\x07segment\x18\t \x01(\t\"T\n\x15ReportOutcomesRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\'\n\x08outcomes\x18\x02 \x03(\x0b\x32\x15.allocator.v1.Outcome\"F\n\x16ReportOutcomesResponse\x12,\n\x07results\x18\x01 \x03(\x0b\x32\x1b.allocator.v1.OutcomeResult\"+\n\x15WatchSnapshotsRequest\x12\x12\n\nnamespaces\x18\x01 \x03(\t\"\x7f\n\x16WatchSnapshotsResponse\x12.\n\x06\x63hange\x18\x01 \x01(\x0b\x32\x1c.allocator.v1.SnapshotChangeH\x00\x12,\n\theartbeat\x18\x02 \x01(\x0b\x32\x17.allocator.v1.HeartbeatH\x00\x42\x07\n\x05\x65vent\"\xa9\x01\n\x0eSnapshotChange\x12\x10\n\x08sequence\x18\x01 \x01(\x03\x12,\n\x07\x65ntries\x18\x02 \x03(\x0b\x32\x1b.allocator.v1.SnapshotEntry\x12\x0f\n\x07removed\x18\x03 \x03(\t\x12\x10\n\x08\x63omplete\x18\x04 \x01(\x08\x12&\n\x03\x61ge\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0c\n\x04\x66ull\x18\x06 \x01(\x08\"E\n\tHeartbeat\x12\x10\n\x08sequence\x18\x01 \x01(\x03\x12&\n\x03\x61ge\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration2\xe7\x02\n\x10\x41llocatorService\x12\x43\n\x06\x44\x65\x63ide\x12\x1b.allocator.v1.DecideRequest\x1a\x1c.allocator.v1.DecideResponse\x12R\n\x0b\x42\x61tchDecide\x12 .allocator.v1.BatchDecideRequest\x1a!.allocator.v1.BatchDecideResponse\x12[\n\x0eReportOutcomes\x12#.allocator.v1.ReportOutcomesRequest\x1a$.allocator.v1.ReportOutcomesResponse\x12]\n\x0eWatchSnapshots\x12#.allocator.v1.WatchSnapshotsRequest\x1a$.allocator.v1.WatchSnapshotsResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$allocator/v1/allocator_service.proto\x12\x0c\x61llocator.v1\x1a\x1c\x61llocator/v1/allocator.proto\x1a\x1egoogle/protobuf/duration.proto\"\xa5\x01\n\rDecideRequest\x12\x12\n\nexperiment\x18\x01 \x01(\t\x12\x0c\n\x04unit\x18\x02 \x01(\t\x12?\n\nattributes\x18\x03 \x03(\x0b\x32+.allocator.v1.DecideRequest.AttributesEntry\x1a\x31\n\x0f\x41ttributesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\":\n\x0e\x44\x65\x63ideResponse\x12(\n\x08\x64\x65\x63ision\x18\x01 \x01(\x0b\x32\x16.allocator.v1.Decision\"\xb0\x01\n\x12\x42\x61tchDecideRequest\x12\x12\n\nexperiment\x18\x01 \x01(\t\x12\r\n\x05units\x18\x02 \x03(\t\x12\x44\n\nattributes\x18\x03 \x03(\x0b\x32\x30.allocator.v1.BatchDecideRequest.AttributesEntry\x1a\x31\n\x0f\x41ttributesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xd2\x01\n\x13\x42\x61tchDecideResponse\x12\x0c\n\x04\x61rms\x18\x01 \x03(\t\x12\x11\n\tarm_index\x18\x02 \x03(\r\x12\r\n\x05slots\x18\x03 \x03(\r\x12%\n\x07reasons\x18\x04 \x03(\x0e\x32\x14.allocator.v1.Reason\x12\x0b\n\x03ids\x18\x05 \x03(\t\x12\x18\n\x10snapshot_version\x18\x06 \x01(\x03\x12\x17\n\x0fincumbent_index\x18\x07 \x01(\r\x12\x13\n\x0bshadow_arms\x18\x08 \x03(\t\x12\x0f\n\x07segment\x18\t \x01(\t\"\x84\x01\n\x15ReportOutcomesRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\'\n\x08outcomes\x18\x02 \x03(\x0b\x32\x15.allocator.v1.Outcome\x12.\n\texposures\x18\x03 \x03(\x0b\x32\x1b.allocator.v1.ExposureBatch\"^\n\x16ReportOutcomesResponse\x12,\n\x07results\x18\x01 \x03(\x0b\x32\x1b.allocator.v1.OutcomeResult\x12\x16\n\x0elost_exposures\x18\x02 \x01(\x03\"V\n\rExposureBatch\x12\n\n\x02id\x18\x01 \x01(\x0c\x12\x0c\n\x04life\x18\x02 \x01(\x03\x12+\n\x06\x63ounts\x18\x03 \x03(\x0b\x32\x1b.allocator.v1.ExposureCount\"\xaf\x01\n\rExposureCount\x12\x0b\n\x03uid\x18\x01 \x01(\t\x12\x12\n\nactivation\x18\x02 \x01(\x05\x12\x0e\n\x06\x62ucket\x18\x03 \x01(\x03\x12\x0b\n\x03\x61rm\x18\x04 \x01(\r\x12\x0f\n\x07segment\x18\x05 \x01(\r\x12\r\n\x05\x63ount\x18\x06 \x01(\x03\x12\r\n\x05units\x18\x07 \x01(\x03\x12\r\n\x05\x64rawn\x18\x08 \x01(\x03\x12\x10\n\x08\x65xpected\x18\t \x01(\x03\x12\x10\n\x08variance\x18\n \x01(\x03\"9\n\x15WatchSnapshotsRequest\x12\x12\n\nnamespaces\x18\x01 \x03(\t\x12\x0c\n\x04keys\x18\x02 \x01(\r\"\xd7\x01\n\x16WatchSnapshotsResponse\x12.\n\x06\x63hange\x18\x01 \x01(\x0b\x32\x1c.allocator.v1.SnapshotChangeH\x00\x12,\n\theartbeat\x18\x02 \x01(\x0b\x32\x17.allocator.v1.HeartbeatH\x00\x12*\n\x04keys\x18\x03 \x01(\x0b\x32\x1a.allocator.v1.DecisionKeysH\x00\x12*\n\x07\x65lapsed\x18\x04 \x01(\x0b\x32\x19.google.protobuf.DurationB\x07\n\x05\x65vent\"7\n\x0c\x44\x65\x63isionKeys\x12\'\n\x04keys\x18\x01 \x03(\x0b\x32\x19.allocator.v1.DecisionKey\"*\n\x0b\x44\x65\x63isionKey\x12\x0e\n\x06number\x18\x01 \x01(\r\x12\x0b\n\x03key\x18\x02 \x01(\x0c\"\xa9\x01\n\x0eSnapshotChange\x12\x10\n\x08sequence\x18\x01 \x01(\x03\x12,\n\x07\x65ntries\x18\x02 \x03(\x0b\x32\x1b.allocator.v1.SnapshotEntry\x12\x0f\n\x07removed\x18\x03 \x03(\t\x12\x10\n\x08\x63omplete\x18\x04 \x01(\x08\x12&\n\x03\x61ge\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0c\n\x04\x66ull\x18\x06 \x01(\x08\"E\n\tHeartbeat\x12\x10\n\x08sequence\x18\x01 \x01(\x03\x12&\n\x03\x61ge\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"C\n\x14LeaseExposureRequest\x12+\n\x06leases\x18\x01 \x03(\x0b\x32\x1b.allocator.v1.ExposureLease\"c\n\rExposureLease\x12\x0b\n\x03uid\x18\x01 \x01(\t\x12\x0b\n\x03\x61rm\x18\x02 \x01(\r\x12%\n\x04kind\x18\x03 \x01(\x0e\x32\x17.allocator.v1.LeaseKind\x12\x11\n\texposures\x18\x04 \x01(\x03\"A\n\x15LeaseExposureResponse\x12(\n\x06grants\x18\x01 \x03(\x0b\x32\x18.allocator.v1.LeaseGrant\"3\n\nLeaseGrant\x12\x11\n\texposures\x18\x01 \x01(\x03\x12\x12\n\nactivation\x18\x02 \x01(\x05*V\n\tLeaseKind\x12\x1a\n\x16LEASE_KIND_UNSPECIFIED\x10\x00\x12\x17\n\x13LEASE_KIND_REQUESTS\x10\x01\x12\x14\n\x10LEASE_KIND_UNITS\x10\x02\x32\xc1\x03\n\x10\x41llocatorService\x12\x43\n\x06\x44\x65\x63ide\x12\x1b.allocator.v1.DecideRequest\x1a\x1c.allocator.v1.DecideResponse\x12R\n\x0b\x42\x61tchDecide\x12 .allocator.v1.BatchDecideRequest\x1a!.allocator.v1.BatchDecideResponse\x12[\n\x0eReportOutcomes\x12#.allocator.v1.ReportOutcomesRequest\x1a$.allocator.v1.ReportOutcomesResponse\x12]\n\x0eWatchSnapshots\x12#.allocator.v1.WatchSnapshotsRequest\x1a$.allocator.v1.WatchSnapshotsResponse0\x01\x12X\n\rLeaseExposure\x12\".allocator.v1.LeaseExposureRequest\x1a#.allocator.v1.LeaseExposureResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,6 +37,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DECIDEREQUEST_ATTRIBUTESENTRY']._serialized_options = b'8\001'
   _globals['_BATCHDECIDEREQUEST_ATTRIBUTESENTRY']._loaded_options = None
   _globals['_BATCHDECIDEREQUEST_ATTRIBUTESENTRY']._serialized_options = b'8\001'
+  _globals['_LEASEKIND']._serialized_start=2144
+  _globals['_LEASEKIND']._serialized_end=2230
   _globals['_DECIDEREQUEST']._serialized_start=117
   _globals['_DECIDEREQUEST']._serialized_end=282
   _globals['_DECIDEREQUEST_ATTRIBUTESENTRY']._serialized_start=233
@@ -49,18 +51,34 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_BATCHDECIDEREQUEST_ATTRIBUTESENTRY']._serialized_end=282
   _globals['_BATCHDECIDERESPONSE']._serialized_start=524
   _globals['_BATCHDECIDERESPONSE']._serialized_end=734
-  _globals['_REPORTOUTCOMESREQUEST']._serialized_start=736
-  _globals['_REPORTOUTCOMESREQUEST']._serialized_end=820
-  _globals['_REPORTOUTCOMESRESPONSE']._serialized_start=822
-  _globals['_REPORTOUTCOMESRESPONSE']._serialized_end=892
-  _globals['_WATCHSNAPSHOTSREQUEST']._serialized_start=894
-  _globals['_WATCHSNAPSHOTSREQUEST']._serialized_end=937
-  _globals['_WATCHSNAPSHOTSRESPONSE']._serialized_start=939
-  _globals['_WATCHSNAPSHOTSRESPONSE']._serialized_end=1066
-  _globals['_SNAPSHOTCHANGE']._serialized_start=1069
-  _globals['_SNAPSHOTCHANGE']._serialized_end=1238
-  _globals['_HEARTBEAT']._serialized_start=1240
-  _globals['_HEARTBEAT']._serialized_end=1309
-  _globals['_ALLOCATORSERVICE']._serialized_start=1312
-  _globals['_ALLOCATORSERVICE']._serialized_end=1671
+  _globals['_REPORTOUTCOMESREQUEST']._serialized_start=737
+  _globals['_REPORTOUTCOMESREQUEST']._serialized_end=869
+  _globals['_REPORTOUTCOMESRESPONSE']._serialized_start=871
+  _globals['_REPORTOUTCOMESRESPONSE']._serialized_end=965
+  _globals['_EXPOSUREBATCH']._serialized_start=967
+  _globals['_EXPOSUREBATCH']._serialized_end=1053
+  _globals['_EXPOSURECOUNT']._serialized_start=1056
+  _globals['_EXPOSURECOUNT']._serialized_end=1231
+  _globals['_WATCHSNAPSHOTSREQUEST']._serialized_start=1233
+  _globals['_WATCHSNAPSHOTSREQUEST']._serialized_end=1290
+  _globals['_WATCHSNAPSHOTSRESPONSE']._serialized_start=1293
+  _globals['_WATCHSNAPSHOTSRESPONSE']._serialized_end=1508
+  _globals['_DECISIONKEYS']._serialized_start=1510
+  _globals['_DECISIONKEYS']._serialized_end=1565
+  _globals['_DECISIONKEY']._serialized_start=1567
+  _globals['_DECISIONKEY']._serialized_end=1609
+  _globals['_SNAPSHOTCHANGE']._serialized_start=1612
+  _globals['_SNAPSHOTCHANGE']._serialized_end=1781
+  _globals['_HEARTBEAT']._serialized_start=1783
+  _globals['_HEARTBEAT']._serialized_end=1852
+  _globals['_LEASEEXPOSUREREQUEST']._serialized_start=1854
+  _globals['_LEASEEXPOSUREREQUEST']._serialized_end=1921
+  _globals['_EXPOSURELEASE']._serialized_start=1923
+  _globals['_EXPOSURELEASE']._serialized_end=2022
+  _globals['_LEASEEXPOSURERESPONSE']._serialized_start=2024
+  _globals['_LEASEEXPOSURERESPONSE']._serialized_end=2089
+  _globals['_LEASEGRANT']._serialized_start=2091
+  _globals['_LEASEGRANT']._serialized_end=2142
+  _globals['_ALLOCATORSERVICE']._serialized_start=2233
+  _globals['_ALLOCATORSERVICE']._serialized_end=2682
 # @@protoc_insertion_point(module_scope)

@@ -54,6 +54,11 @@ class AllocatorServiceStub(object):
                 request_serializer=allocator_dot_v1_dot_allocator__service__pb2.WatchSnapshotsRequest.SerializeToString,
                 response_deserializer=allocator_dot_v1_dot_allocator__service__pb2.WatchSnapshotsResponse.FromString,
                 _registered_method=True)
+        self.LeaseExposure = channel.unary_unary(
+                '/allocator.v1.AllocatorService/LeaseExposure',
+                request_serializer=allocator_dot_v1_dot_allocator__service__pb2.LeaseExposureRequest.SerializeToString,
+                response_deserializer=allocator_dot_v1_dot_allocator__service__pb2.LeaseExposureResponse.FromString,
+                _registered_method=True)
 
 
 class AllocatorServiceServicer(object):
@@ -74,7 +79,8 @@ class AllocatorServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ReportOutcomes(self, request, context):
-        """Counts outcomes, each metric of a decision once. When it returns, what was ACCEPTED is durable. A batch has at most 1,000.
+        """Counts outcomes, each metric of a decision once, and what in-process deciders have decided, each batch once. When it returns, what was
+        ACCEPTED is durable. A request has at most 1,000 outcomes and 10,000 exposure counts.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -82,6 +88,13 @@ class AllocatorServiceServicer(object):
 
     def WatchSnapshots(self, request, context):
         """The table that decides: everything first, then what changes, and a heartbeat each second.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def LeaseExposure(self, request, context):
+        """Sets exposures of budgets aside for an in-process decider. What it does not spend is lost, so it may be asked again after any error.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -109,6 +122,11 @@ def add_AllocatorServiceServicer_to_server(servicer, server):
                     servicer.WatchSnapshots,
                     request_deserializer=allocator_dot_v1_dot_allocator__service__pb2.WatchSnapshotsRequest.FromString,
                     response_serializer=allocator_dot_v1_dot_allocator__service__pb2.WatchSnapshotsResponse.SerializeToString,
+            ),
+            'LeaseExposure': grpc.unary_unary_rpc_method_handler(
+                    servicer.LeaseExposure,
+                    request_deserializer=allocator_dot_v1_dot_allocator__service__pb2.LeaseExposureRequest.FromString,
+                    response_serializer=allocator_dot_v1_dot_allocator__service__pb2.LeaseExposureResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -219,6 +237,33 @@ class AllocatorService(object):
             '/allocator.v1.AllocatorService/WatchSnapshots',
             allocator_dot_v1_dot_allocator__service__pb2.WatchSnapshotsRequest.SerializeToString,
             allocator_dot_v1_dot_allocator__service__pb2.WatchSnapshotsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def LeaseExposure(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/allocator.v1.AllocatorService/LeaseExposure',
+            allocator_dot_v1_dot_allocator__service__pb2.LeaseExposureRequest.SerializeToString,
+            allocator_dot_v1_dot_allocator__service__pb2.LeaseExposureResponse.FromString,
             options,
             channel_credentials,
             insecure,
