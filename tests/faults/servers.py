@@ -1,0 +1,199 @@
+"""A server in a process of its own, to be killed, paused and started again; and a serving system that keeps a history of what it heard."""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import contextlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import grpc
+
+from allocator.v1 import allocator_pb2 as pb
+from allocator.v1 import allocator_service_pb2 as service_pb
+from allocator.v1 import allocator_service_pb2_grpc as service_grpc
+from allocator.v1 import operator_service_pb2 as operator_pb
+from allocator.v1 import operator_service_pb2_grpc as operator_grpc
+from allocator.wire.convert import experiment_to_message
+from tests.conftest import two_arms
+from tests.faults.checker import Subject
+from tests.faults.history import History
+
+RANKER = Subject(("old", "new"), "old", "click", 30.0, {"errors": "error"}, cap=0.5)  # `two_arms`, as the checker knows it
+READY_SECONDS = 30.0
+STATUSES = {number: name.removeprefix("OUTCOME_STATUS_") for name, number in pb.OutcomeStatus.items()}
+
+
+class Server:
+    """`allocator serve`. wrap: what to start it with, such as strace. Raises AssertionError when it ends before it is ready."""
+
+    def __init__(
+        self, store: str, *flags: str, listen: str = "127.0.0.1:0", wrap: Sequence[str] = (), env: dict[str, str] | None = None
+    ) -> None:
+        command = [*wrap, sys.executable, "-m", "allocator", "serve", "--listen", listen, "--metrics", "127.0.0.1:0", "--store", store]
+        self.process = subprocess.Popen(
+            [*command, "--log-format", "json", *flags], stderr=subprocess.PIPE, text=True, env={**os.environ, **(env or {})}
+        )
+        self.log: collections.deque[str] = collections.deque(maxlen=2000)
+        self.address = self.metrics = ""
+        self._ready = threading.Event()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+        self._ready.wait(READY_SECONDS)
+        assert self.address, "the server did not start:\n" + "".join(self.log)
+
+    def _read(self) -> None:
+        for line in self.process.stderr:
+            self.log.append(line)
+            if '"server.ready"' in line:
+                event = json.loads(line)
+                self.address, self.metrics = event["address"], event["metrics"]
+                self._ready.set()
+        self._ready.set()
+
+    def signal(self, number: int) -> None:
+        os.kill(self.process.pid, number)
+
+    def kill(self) -> None:
+        """kill -9, and wait until it is gone."""
+        self.process.kill()
+        self.process.wait()
+        self._reader.join()
+
+    def stop(self, seconds: float = 30.0) -> int:
+        """SIGTERM. Returns the exit code."""
+        self.process.send_signal(signal.SIGTERM)
+        code = self.process.wait(seconds)
+        self._reader.join()
+        return code
+
+    def events(self, name: str) -> list[dict[str, Any]]:
+        """What the log says of one kind of event."""
+        return [event for line in list(self.log) if line.startswith("{") and (event := json.loads(line))["event"] == name]
+
+
+@contextlib.contextmanager
+def served(store: str, *flags: str, **more: Any) -> Iterator[Server]:
+    """A server, gone at the end whatever happens."""
+    server = Server(store, *flags, **more)
+    try:
+        yield server
+    finally:
+        server.kill()
+
+
+class Caller:
+    """A serving system on one address: asks, reports, and writes down what it hears. Reports of unknown fate are kept to be repeated."""
+
+    def __init__(
+        self, address: str, history: History, proc: str, unknown: dict[str, tuple] | None = None, experiment: str = "ranker"
+    ) -> None:
+        self.channel = grpc.aio.insecure_channel(address)
+        self.allocator = service_grpc.AllocatorServiceStub(self.channel)
+        self.operator = operator_grpc.OperatorServiceStub(self.channel)
+        self.history, self.proc, self.experiment = history, proc, experiment
+        self.unknown: dict[str, tuple] = unknown if unknown is not None else {}
+
+    async def decide(self, units: Sequence[str], seconds: float = 10.0, *, may_fail: bool = False) -> service_pb.BatchDecideResponse | None:
+        """Decisions for these units; None when there was no answer. may_fail: the test takes the server away, so that is no fault."""
+        call = self.history.invoke(self.proc, "decide", units=list(units), may_fail=may_fail)
+        try:
+            reply = await self.allocator.BatchDecide(
+                service_pb.BatchDecideRequest(experiment=self.experiment, units=units), timeout=seconds
+            )
+        except grpc.RpcError as error:
+            self.history.end(call, "info", error=error.code().name)
+            return None
+        self.history.end(
+            call,
+            "ok",
+            arms=[reply.arms[index] for index in reply.arm_index],
+            reasons=[pb.Reason.Name(reason).removeprefix("REASON_") for reason in reply.reasons],
+            slots=list(reply.slots),
+            version=reply.snapshot_version,
+        )
+        return reply
+
+    async def report(self, outcomes: dict[str, tuple[float | None, dict[str, float]]], seconds: float = 10.0) -> list[str] | None:
+        """Report (reward, metrics) by decision id. The statuses, or None when nobody knows what became of it."""
+        lines = [(id_, reward, metrics) for id_, (reward, metrics) in outcomes.items()]
+        self.unknown.update(outcomes)
+        call = self.history.invoke(self.proc, "report", outcomes=lines)
+        request = service_pb.ReportOutcomesRequest(
+            outcomes=[pb.Outcome(decision_id=id_, reward=reward, metrics=metrics) for id_, reward, metrics in lines]
+        )
+        try:
+            reply = await self.allocator.ReportOutcomes(request, timeout=seconds)
+        except grpc.RpcError as error:
+            self.history.end(call, "info", error=error.code().name)
+            return None
+        statuses = [STATUSES[result.status] for result in reply.results]
+        self.history.end(call, "ok", statuses=statuses)
+        for id_ in outcomes:
+            self.unknown.pop(id_, None)
+        return statuses
+
+    async def report_unknown(self) -> None:
+        """Repeat what nobody knows the fate of."""
+        unknown = list(self.unknown.items())
+        for start in range(0, len(unknown), 500):
+            assert await self.report(dict(unknown[start : start + 500])) is not None, "a repeated report was not answered"
+
+    async def serve(self, rng: random.Random, size: int, *, may_fail: bool = True) -> bool:
+        """One round of a serving system: decide for `size` new units and report an outcome of each. False when it broke off."""
+        reply = await self.decide([f"{self.proc}-{rng.random()}" for _ in range(size)], may_fail=may_fail)
+        if reply is None:
+            return False
+        outcomes = {id_: (float(rng.random() < 0.3), {"error": float(rng.random() < 0.002)}) for id_ in reply.ids}
+        return await self.report(outcomes) is not None
+
+    async def command(self, op: str, reason: str = "", seconds: float = 10.0) -> bool:
+        """start, freeze or resume the experiment. False when nobody knows whether it happened. Raises when it was refused."""
+        call = self.history.invoke(self.proc, op, actor=self.proc, reason=reason)
+        name = f"{op.title()}Experiment"
+        request = getattr(operator_pb, f"{name}Request")(experiment=self.experiment, actor=self.proc, reason=reason)
+        try:
+            await getattr(self.operator, name)(request, timeout=seconds)
+        except grpc.RpcError as error:
+            unknown = error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
+            self.history.end(call, "info" if unknown else "fail", error=error.code().name)
+            if unknown:
+                return False
+            raise
+        self.history.end(call, "ok")
+        return True
+
+    async def begin(self, **changes: object) -> None:
+        """Apply `two_arms` and start it."""
+        message = experiment_to_message(two_arms(**changes))
+        await self.operator.ApplyExperiment(operator_pb.ApplyExperimentRequest(experiment=message, actor=self.proc), timeout=10)
+        assert await self.command("start")
+
+    async def intact(self) -> bool:
+        """Does the server find the audit chain whole?"""
+        return (await self.operator.VerifyAuditRecords(operator_pb.VerifyAuditRecordsRequest(), timeout=10)).intact
+
+    async def __aenter__(self) -> Caller:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.channel.close()
+
+
+async def until(condition: Any, seconds: float = 10.0, every: float = 0.02) -> None:
+    """Wait for a condition that becomes true by itself. Raises AssertionError after `seconds`."""
+    loop = asyncio.get_running_loop()
+    end = loop.time() + seconds
+    beat = asyncio.Event()
+    while not condition():
+        assert loop.time() < end, f"still not true after {seconds} s"
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(beat.wait(), every)
