@@ -1,8 +1,13 @@
-"""A clock that tests move, entropy that tests can repeat, and a small experiment."""
+"""A clock that tests move, entropy that tests can repeat, a small experiment, and small disks that a test fills."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -62,3 +67,33 @@ def two_arms(**changes: object) -> Experiment:
         "guardrails": (Guardrail("errors", "error", max=0.02),),
     }
     return Experiment.checked(**{**values, **changes})
+
+
+@pytest.fixture
+def small_disk(tmp_path) -> Iterator[Callable[[str], Path]]:
+    """Mounts a tmpfs of a size; skips where that is not permitted."""
+    mounted: list[Path] = []
+
+    def mount(size: str) -> Path:
+        where = tmp_path / "disk"
+        where.mkdir()
+        command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(where)]
+        if shutil.which("mount") is None or subprocess.run(command, capture_output=True, check=False).returncode != 0:
+            pytest.skip("mounting a tmpfs is not permitted here")
+        mounted.append(where)
+        return where
+
+    yield mount
+    for where in mounted:
+        subprocess.run(["umount", str(where)], check=True)
+
+
+def fill(disk: Path) -> Path:
+    """Leave no room on a disk. Returns the file to remove for some."""
+    filler = disk / "filler"
+    with open(filler, "wb", buffering=0) as file:
+        for size in (1 << 16, 1 << 10, 1):
+            with contextlib.suppress(OSError):
+                while True:
+                    file.write(b"x" * size)
+    return filler

@@ -28,6 +28,7 @@ from allocator.errors import AllocatorError, AlreadyExists, Conflict, Overloaded
 from allocator.ports import Counted, ExposureRow, Save, Settle
 from allocator.stores import documents, sqlite_file, sqlite_writer
 from allocator.stores.sqlite import SqliteStore
+from tests.conftest import fill
 from tests.stores.conftest import OTHER, UID, cell, entry, exposure, outcome, record
 
 ACCEPTED, DUPLICATE, LATE = Counted.ACCEPTED, Counted.DUPLICATE, Counted.LATE
@@ -309,36 +310,6 @@ def test_a_full_disk_is_overload_counts_nothing_and_passes(path):
         store._writer.execute("PRAGMA max_page_count = 1000000")
         assert store.add(many, [exposure()]) == [ACCEPTED] * len(many)
         assert store.check() == []
-
-
-@pytest.fixture
-def small_disk(tmp_path) -> Iterator[Callable[[str], Path]]:
-    """Mounts a tmpfs of a size; skips where that is not permitted."""
-    mounted: list[Path] = []
-
-    def mount(size: str) -> Path:
-        where = tmp_path / "disk"
-        where.mkdir()
-        command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(where)]
-        if shutil.which("mount") is None or subprocess.run(command, capture_output=True, check=False).returncode != 0:
-            pytest.skip("mounting a tmpfs is not permitted here")
-        mounted.append(where)
-        return where
-
-    yield mount
-    for where in mounted:
-        subprocess.run(["umount", str(where)], check=True)
-
-
-def fill(disk: Path) -> Path:
-    """Leave no room on a disk. Returns the file to remove for some."""
-    filler = disk / "filler"
-    with open(filler, "wb", buffering=0) as file:
-        for size in (1 << 16, 1 << 10, 1):
-            with contextlib.suppress(OSError):
-                while True:
-                    file.write(b"x" * size)
-    return filler
 
 
 def test_a_really_full_disk_loses_nothing_and_the_store_goes_on_when_there_is_room(small_disk):
