@@ -15,19 +15,27 @@ activation is a draw. Nobody remembers units across processes, so draws carry th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from hashlib import blake2b
+from typing import Any, Generic, NamedTuple, TypeVar
 
-from allocator.core.assignment import SLOTS
-from allocator.core.decision import Decision, Reason, choose
-from allocator.core.decision_id import ACTIVATION_BITS, COUNTED, FIRST, GATED, mint
+from allocator.core.assignment import HASH_BYTES, SLOTS
+from allocator.core.decision import Decision, Reason, choose_hashed, foresee, shadow_of
+from allocator.core.decision_id import ACTIVATION_BITS, COUNTED, FIRST, GATED, Minter
 from allocator.core.gate import BudgetGate, CapGate
 from allocator.core.snapshot import Entry
 
 MAX_UNITS_REMEMBERED = 200_000  # for each experiment; about 20 MB
 MAX_DRAWS_REMEMBERED = 65_536  # the same, about 7 MB
 ALL_UNITS = 1 << 16
+MAX_FORMS = 1024  # kept of each plan; only strict caps on many candidates make more than a handful
 KNOWN, ELSEWHERE, NEW = range(3)
+ARM_BYTES = tuple(bytes((arm,)) for arm in range(256))
+
+T = TypeVar("T")
+_Key = tuple[int, int, Reason, int, int, int]  # arm, slots, reason, segment, flags of the id, arm to mirror to or -1
 
 
 class Exposure(NamedTuple):
@@ -50,69 +58,210 @@ class Exposure(NamedTuple):
     life: int = 0
 
 
-class Decider:
+class Columns(NamedTuple):
+    """The answers to many units, one value of each list for each unit. shadows: index of the arm to mirror to, -1 for none.
+
+    dressed: what `dress` made of the decisions, and how many there were of each.
+    """
+
+    arms: list[int]
+    slots: list[int]
+    reasons: list[Reason]
+    ids: list[str]
+    shadows: list[int]
+    segment: int
+    dressed: list[tuple[Any, int]]
+
+
+class Decider(Generic[T]):
     """Decides and remembers.
 
     key: the secret of decision ids. restarted: strict caps begin without credit, since a process before this one may have spent it.
     life: differs from that of every other decider, and is larger than those of earlier ones. `low` is called, in the decider's thread,
-    when a lease of a budget runs low; set it before the first decision.
+    when a lease of a budget runs low; set it before the first decision. `dress` makes, of an experiment's name and a decision without its
+    id, what `answer` returns: it is called once for many decisions alike; set it before the first decision.
     """
 
     def __init__(self, key: bytes, key_number: int = 0, *, restarted: bool = True, life: int = 0) -> None:
-        self._key = key
-        self._key_number = key_number
+        self._minter = Minter(key, key_number)
         self._restarted = restarted
         self._life = life
         self._memories: dict[bytes, _Memory] = {}
         self._budgets: dict[bytes, BudgetGate] = {}
         self._counts: dict[tuple[bytes, int, int, int, int], list[int]] = {}
-        self._drawing: dict[bytes, _Memory] = {}  # those with draws that are not in `_drawn` yet
+        self._counting: list[_Memory] = []  # those with counts that are not in `_counts` yet
         self._drawn: list[_Draws] = []
         self._returned: list[Exposure] = []
         self.low: Callable[[], None] = lambda: None
+        self.dress: Callable[[str, Decision], T | None] = lambda _name, _decision: None
 
     def decide(
         self, entry: Entry, unit: bytes, attributes: Mapping[str, str], now: float, nonce: bytes, *, stale: bool = False
     ) -> Decision:
         """The decision for one unit. now: seconds since the epoch. nonce: 8 bytes that never come again. See `choose`."""
+        form, token = self._decide(entry, unit, attributes, int(now * 1000), nonce, stale)
+        return Decision._make((*form.before, token.decode("ascii"), *form.after))
+
+    def answer(
+        self, entry: Entry, unit: bytes, attributes: Mapping[str, str], now: float, nonce: bytes, *, stale: bool = False
+    ) -> tuple[T, bytes]:
+        """As `decide`: what `dress` made of the decision, and its id in ASCII."""
+        form, token = self._decide(entry, unit, attributes, int(now * 1000), nonce, stale)
+        return form.dressed, token
+
+    def decide_batch(
+        self, entry: Entry, units: Sequence[bytes], attributes: Mapping[str, str], now: float, nonces: bytes, *, stale: bool = False
+    ) -> Columns:
+        """The same for many units, in columns. nonces: 8 bytes for each unit.
+
+        Decides, counts and remembers as one `decide` after another would.
+        """
+        milliseconds = int(now * 1000)
+        segment, ruled = foresee(entry, attributes, stale)
+        if not units:
+            return Columns([], [], [], [], [], segment, [])
+        memory = self._memory(entry, milliseconds)
+        told = entry.only is None and ruled is None and not entry.pins and memory.gate is None and memory.budgets is None
+        forms, bodies = (self._draw_batch if told else self._choose_batch)(memory, units, attributes, milliseconds, nonces, stale, segment)
+        return Columns(
+            [form.arm for form in forms],
+            [form.slots for form in forms],
+            [form.reason for form in forms],
+            self._minter.ids(bodies),
+            [form.shadow for form in forms],
+            segment,
+            [(form.dressed, count) for form, count in Counter(forms).items()],
+        )
+
+    def _decide(
+        self, entry: Entry, unit: bytes, attributes: Mapping[str, str], milliseconds: int, nonce: bytes, stale: bool
+    ) -> tuple[_Form, bytes]:
         memory = self._memories.get(entry.uid)
-        if memory is None or memory.version != entry.version:
-            memory = self._memory(entry)
-        choice = choose(entry, unit, attributes, nonce, stale=stale, gate=memory.gate, budgets=memory.budgets)
-        arm, slots, reason, segment, teaches, gated, hashed, candidate_slots = choice
-        flags = (entry.activation & 31) << ACTIVATION_BITS
+        if memory is None or memory.version != entry.version or not memory.since <= milliseconds < memory.until:
+            memory = self._memory(entry, milliseconds)
+        form = self._count(memory, unit, attributes, nonce, stale)
+        return form, self._minter.id(form.front, milliseconds, form.slot_bytes, nonce)
+
+    def _count(self, memory: _Memory, unit: bytes, attributes: Mapping[str, str], nonce: bytes, stale: bool) -> _Form:
+        """Choose for one unit, and count and remember it."""
+        entry = memory.entry
+        hashing = memory.keyed.copy()
+        hashing.update(unit)
+        hashed = hashing.digest()
+        arm, slots, reason, segment, teaches, gated, _, candidate_slots = choose_hashed(
+            entry, unit, hashed, attributes, nonce, stale, memory.gate, memory.budgets
+        )
+        flags = 0
         if teaches:
-            bucket = int(now // entry.bucket_seconds)
-            met = memory.meet(arm, hashed, int(now // entry.window_seconds)) if entry.first_only else NEW
-            first = met != KNOWN
-            flags |= (FIRST | COUNTED) if first else COUNTED
-            if met == ELSEWHERE or gated or reason == Reason.STALE:
+            met = memory.meet(arm, hashed) if entry.first_only else NEW
+            flags = COUNTED if met == KNOWN else COUNTED | FIRST
+            if met == ELSEWHERE or gated or stale:
                 flags |= GATED
-            key = (entry.uid, entry.activation, bucket, arm, segment)
-            counted = self._counts.get(key)
-            if counted is None:
-                self._counts[key] = [1, int(first)]
-            else:
-                counted[0] += 1
-                counted[1] += first
-            if candidate_slots and (not entry.sticky or (hashed not in memory.drew and memory.draws_now(hashed))) and not gated:
-                drawn = memory.draws.get((bucket, segment))
-                if drawn is None:
-                    drawn = memory.draws[bucket, segment] = [0] * len(entry.arms)
-                    self._drawing[entry.uid] = memory
-                drawn[arm] += 1
-        shadow = choice.shadow(entry)
-        return Decision(
-            entry.arms[arm],
-            slots / SLOTS,
-            reason,
-            mint(self._key, entry.uid, arm, segment, entry.version, int(now * 1000), slots, nonce, flags, self._key_number),
+        key = (arm, slots, reason, segment, flags, shadow_of(entry, reason, hashed) if entry.shadow_arms else -1)
+        form = memory.forms.get(key)
+        if form is None:
+            form = self._form(memory, key)
+        form.count += 1
+        if not memory.counting:
+            memory.counting = True
+            self._counting.append(memory)
+        if candidate_slots and (not entry.sticky or (hashed not in memory.drew and memory.draws_now(hashed))) and not gated:
+            form.drawn += 1  # a gated one was no draw, and its unit draws no more: the gate had a say in which units are left
+        return form
+
+    def _draw_batch(
+        self,
+        memory: _Memory,
+        units: Sequence[bytes],
+        attributes: Mapping[str, str],
+        milliseconds: int,
+        nonces: bytes,
+        stale: bool,
+        segment: int,
+    ) -> tuple[list[_Form], list[bytes]]:
+        """Where the tables decide and nothing holds them up: `_count` for many, with everything that they share worked out once."""
+        del attributes, stale
+        entry = memory.entry
+        ends, owners, served = entry.tables[segment if len(entry.tables) > 1 else 0]
+        time = milliseconds.to_bytes(6, "big")
+        keyed, meet, drew, draws_now = memory.keyed.copy, memory.meet, memory.drew, memory.draws_now
+        sticky, drawing, first_only = entry.sticky, served[entry.incumbent] < SLOTS, entry.first_only
+        met = NEW
+        found: dict[int, tuple[_Form, bytes]] = {}
+        forms, bodies = [], []
+        if not memory.counting:
+            memory.counting = True
+            self._counting.append(memory)
+        for index, unit in enumerate(units):
+            nonce = nonces[8 * index : 8 * index + 8]
+            hashing = keyed()
+            hashing.update(unit)
+            hashed = draw = hashing.digest()
+            if not sticky:
+                hashing = keyed()
+                hashing.update(nonce)
+                draw = hashing.digest()
+            owner = owners[bisect_right(ends, draw[0] << 8 | draw[1])]
+            arm = entry.incumbent if entry.drained >> owner & 1 else owner
+            if first_only:
+                met = meet(arm, hashed)
+            shared = found.get(owner << 2 | met)
+            if shared is None:
+                flags = COUNTED if met == KNOWN else COUNTED | FIRST
+                flags |= GATED if met == ELSEWHERE else 0
+                key = (arm, served[arm], Reason.ALLOCATED if arm == owner else Reason.DRAINED, segment, flags, -1)
+                form = memory.forms.get(key) or self._form(memory, key)
+                shared = found[owner << 2 | met] = form, form.front + time + form.slot_bytes
+            form, front = shared
+            form.count += 1
+            if drawing and (not sticky or (hashed not in drew and draws_now(hashed))):
+                form.drawn += 1
+                drew = memory.drew
+            forms.append(form)
+            bodies.append(front + nonce)
+        return forms, bodies
+
+    def _choose_batch(
+        self,
+        memory: _Memory,
+        units: Sequence[bytes],
+        attributes: Mapping[str, str],
+        milliseconds: int,
+        nonces: bytes,
+        stale: bool,
+        segment: int,
+    ) -> tuple[list[_Form], list[bytes]]:
+        """One after another: pins, gates, leases and rules that hold for everyone."""
+        del segment
+        time = milliseconds.to_bytes(6, "big")
+        forms, bodies = [], []
+        for index, unit in enumerate(units):
+            nonce = nonces[8 * index : 8 * index + 8]
+            form = self._count(memory, unit, attributes, nonce, stale)
+            forms.append(form)
+            bodies.append(form.front + time + form.slot_bytes + nonce)
+        return forms, bodies
+
+    def _form(self, memory: _Memory, key: _Key) -> _Form:
+        """What decisions of this kind have in common, made once for a plan."""
+        entry = memory.entry
+        arm, slots, reason, segment, flags, shadow = key
+        form = _Form()
+        form.arm, form.slots, form.reason, form.segment, form.flags, form.shadow = key
+        form.count = form.drawn = 0
+        form.front = self._minter.front(entry.uid, arm, segment, entry.version, flags | (entry.activation & 31) << ACTIVATION_BITS)
+        form.slot_bytes = slots.to_bytes(3, "big")
+        form.before = (entry.arms[arm], slots / SLOTS, reason)
+        form.after = (
             entry.version,
             entry.model_uris[arm],
             entry.arms[entry.incumbent],
             entry.arms[shadow] if shadow >= 0 else "",
             entry.segment_names[segment],
         )
+        form.dressed = self.dress(entry.experiment, Decision._make((*form.before, "", *form.after)))
+        memory.forms[key] = form
+        return form
 
     def budget(self, uid: bytes) -> BudgetGate:
         """The leases of an experiment, for whoever fills them. May be called from any thread."""
@@ -120,10 +269,12 @@ class Decider:
 
     def take(self) -> list[Exposure]:
         """The exposures counted since the last call. They are now the caller's: give back what could not be stored."""
+        for memory in self._counting:
+            self._close(memory)
+            memory.counting = False
+        self._counting.clear()
         counts, self._counts = self._counts, {}
-        for memory in self._drawing.values():
-            self._close_draws(memory)
-        draws, self._drawn, self._drawing = self._drawn, [], {}
+        draws, self._drawn = self._drawn, []
         returned, self._returned = self._returned, []
         found = {key: [*n, 0, 0, 0, 0] for key, n in counts.items()}
         for entry, bucket, segment, drawn in draws:
@@ -142,24 +293,64 @@ class Decider:
         """Count these again: they could not be stored."""
         self._returned += exposures
 
-    def _close_draws(self, memory: _Memory) -> None:
-        """Set aside what was drawn from the weights that `memory` knows: others follow, or it is stored."""
-        self._drawn += [_Draws(memory.entry, bucket, segment, drawn) for (bucket, segment), drawn in memory.draws.items()]
-        memory.draws = {}
-
-    def _memory(self, entry: Entry) -> _Memory:
+    def _memory(self, entry: Entry, milliseconds: int) -> _Memory:
+        """What is remembered of an experiment, brought up to this plan and this time."""
         memory = self._memories.get(entry.uid)
         if memory is None:
             memory = self._memories[entry.uid] = _Memory(entry)
-        self._close_draws(memory)
-        memory.update(entry, self._restarted)
-        memory.budgets = None
-        if entry.leased_requests or entry.leased_units:
-            memory.budgets = self.budget(entry.uid)
-            memory.budgets.change(
-                len(entry.arms), entry.incumbent, entry.activation, requests=entry.leased_requests, units=entry.leased_units
-            )
+        if memory.version != entry.version:
+            self._close(memory)
+            memory.update(entry, self._restarted)
+            memory.budgets = None
+            if entry.leased_requests or entry.leased_units:
+                memory.budgets = self.budget(entry.uid)
+                memory.budgets.change(
+                    len(entry.arms), entry.incumbent, entry.activation, requests=entry.leased_requests, units=entry.leased_units
+                )
+        if not memory.since <= milliseconds < memory.until:
+            self._close(memory)
+            memory.turn(milliseconds)
         return memory
+
+    def _close(self, memory: _Memory) -> None:
+        """Set aside what was counted under this plan in this bucket: another begins, or it is stored."""
+        entry, drawn = memory.entry, {}
+        for form in memory.forms.values():
+            if form.count and form.flags & COUNTED:
+                counted = self._counts.setdefault((entry.uid, entry.activation, memory.bucket, form.arm, form.segment), [0, 0])
+                counted[0] += form.count
+                counted[1] += form.count if form.flags & FIRST else 0
+            if form.drawn:
+                drawn.setdefault(form.segment, [0] * len(entry.arms))[form.arm] += form.drawn
+            form.count = form.drawn = 0
+        if len(memory.forms) > MAX_FORMS:
+            memory.forms.clear()
+        self._drawn += [_Draws(entry, memory.bucket, segment, arms) for segment, arms in drawn.items()]
+
+
+class _Form:
+    """What many decisions of one plan have in common: all but unit, time, nonce and id; and how many there were since the last look.
+
+    drawn: those that were draws. front, slot_bytes: parts of their ids. before, after: of a `Decision`, around its id.
+    """
+
+    __slots__ = (
+        "after", "arm", "before", "count", "drawn", "dressed", "flags", "front", "reason", "segment", "shadow", "slot_bytes", "slots",
+    )  # fmt: skip
+
+    arm: int
+    slots: int
+    reason: Reason
+    segment: int
+    flags: int
+    shadow: int
+    count: int
+    drawn: int
+    front: bytes
+    slot_bytes: bytes
+    before: tuple[str, float, Reason]
+    after: tuple[int, str, str, str, str]
+    dressed: Any
 
 
 class _Draws(NamedTuple):
@@ -176,24 +367,34 @@ class _Memory:
     that have drawn in this activation.
     """
 
-    __slots__ = ("activation", "budgets", "draws", "drew", "entry", "gate", "limit", "sample", "units", "version", "window")
+    __slots__ = (
+        "activation", "bucket", "budgets", "counting", "drew", "entry", "forms", "gate", "keyed", "limit", "sample", "since", "units",
+        "until", "version", "window",
+    )  # fmt: skip
 
     def __init__(self, entry: Entry) -> None:
         self.entry = entry
         self.version = -1
         self.activation = 0
+        self.keyed = blake2b(digest_size=HASH_BYTES, key=entry.salt)  # of which each unit's `unit_hash` is a copy that went on
         self.gate: CapGate | None = None
         self.budgets: BudgetGate | None = None
+        self.forms: dict[_Key, _Form] = {}
+        self.counting = False
         self.units: set[bytes] = set()
-        self.window = -1
+        self.since = self.until = 0  # milliseconds between which bucket and window stay the same
+        self.bucket = self.window = -1
         self.limit = 256
         self.drew: set[bytes] = set()
         self.sample = ALL_UNITS
-        self.draws: dict[tuple[int, int], list[int]] = {}
 
     def update(self, entry: Entry, restarted: bool) -> None:
+        """Another plan. What was counted under the one before has been set aside."""
         self.entry = entry
         self.version = entry.version
+        self.keyed = blake2b(digest_size=HASH_BYTES, key=entry.salt)
+        self.forms.clear()
+        self.until = self.since
         if self.activation != entry.activation:
             self.activation = entry.activation
             self.units.clear()
@@ -208,24 +409,30 @@ class _Memory:
         else:
             self.gate.change(caps, entry.cap)
 
-    def meet(self, arm: int, unit: bytes, window: int) -> int:
-        """KNOWN: the unit has met this arm in this window, or is not in the sample. ELSEWHERE: it meets this one for the first time, and
-        has met another: it counts for this arm, but its propensity does not explain who has its outcome. NEW: it has met none.
-        """
+    def turn(self, milliseconds: int) -> None:
+        """Another bucket, or another window: then every unit is new."""
+        seconds, entry = milliseconds / 1000, self.entry
+        self.bucket = int(seconds // entry.bucket_seconds)
+        window = int(seconds // entry.window_seconds)
         if window != self.window:
             self.window = window
             self.units.clear()
-        if unit[6] >= self.limit:
+        ends = min((self.bucket + 1) * entry.bucket_seconds, (window + 1) * entry.window_seconds)
+        self.since, self.until = milliseconds, max(milliseconds + 1, int(ends * 1000) - 1)  # rather look once more than too late
+
+    def meet(self, arm: int, unit: bytes) -> int:
+        """KNOWN: the unit has met this arm in this window, or is not in the sample. ELSEWHERE: it meets this one for the first time, and
+        has met another: it counts for this arm, but its propensity does not explain who has its outcome. NEW: it has met none.
+        """
+        seen, units = unit + ARM_BYTES[arm], self.units
+        if seen in units or unit[6] >= self.limit:
             return KNOWN
-        seen = unit + bytes((arm,))
-        if seen in self.units:
-            return KNOWN
-        met = ELSEWHERE if unit in self.units else NEW
-        self.units.add(unit)
-        self.units.add(seen)
-        if len(self.units) > 2 * MAX_UNITS_REMEMBERED:
+        met = ELSEWHERE if unit in units else NEW
+        units.add(unit)
+        units.add(seen)
+        if len(units) > 2 * MAX_UNITS_REMEMBERED:
             self.limit = max(1, self.limit // 2)
-            self.units = {seen for seen in self.units if seen[6] < self.limit}
+            self.units = {seen for seen in units if seen[6] < self.limit}
         return met
 
     def draws_now(self, unit: bytes) -> bool:

@@ -8,7 +8,7 @@ only: it runs inside other people's services.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from enum import IntEnum
 from typing import NamedTuple, Protocol
 
@@ -35,6 +35,10 @@ class Reason(IntEnum):
     UNKNOWN_EXPERIMENT = 10
 
 
+ALLOCATED = Reason.ALLOCATED
+REASONS = {int(reason): reason for reason in Reason}
+
+
 class Choice(NamedTuple):
     """What was decided, as indices. `slots` of 65,536 is the propensity; `counted` says whether outcomes of it teach anything.
 
@@ -53,9 +57,7 @@ class Choice(NamedTuple):
 
     def shadow(self, entry: Entry) -> int:
         """Index of the arm to mirror the request to, -1 without a shadow stage. A unit is always mirrored to the same one."""
-        if not entry.shadow_arms or self.reason != Reason.INCUMBENT_ONLY:
-            return -1
-        return entry.shadow_arms[self.unit[7] % len(entry.shadow_arms)]
+        return shadow_of(entry, self.reason, self.unit)
 
 
 class Decision(NamedTuple):
@@ -96,9 +98,16 @@ def check_unit(unit: str) -> bytes:
     """The unit as bytes. Raises InvalidArgument when it is empty or above 256 bytes."""
     encoded = unit.encode("utf-8", "surrogatepass")
     if not 1 <= len(encoded) <= MAX_UNIT_BYTES:
-        raise InvalidArgument.of_field(
-            "unit", f"got {len(encoded)} bytes; 1 to {MAX_UNIT_BYTES} bytes of UTF-8 are allowed", reason="INVALID_UNIT"
-        )
+        raise _bad_unit("unit", encoded)
+    return encoded
+
+
+def check_units(units: Iterable[str]) -> list[bytes]:
+    """The units as bytes. Raises InvalidArgument naming the first that is empty or above 256 bytes."""
+    encoded = [unit.encode("utf-8", "surrogatepass") for unit in units]
+    if encoded and not 1 <= min(map(len, encoded)) <= max(map(len, encoded)) <= MAX_UNIT_BYTES:
+        index = next(index for index, unit in enumerate(encoded) if not 1 <= len(unit) <= MAX_UNIT_BYTES)
+        raise _bad_unit(f"units[{index}]", encoded[index])
     return encoded
 
 
@@ -118,34 +127,42 @@ def choose(
     budgets: the decider's strict caps and its leases, asked before the draw. Raises nothing: whatever is in doubt gets the incumbent,
     with the reason.
     """
-    hashed = unit_hash(entry.salt, unit)
+    return Choice._make(choose_hashed(entry, unit, unit_hash(entry.salt, unit), attributes, nonce, stale, gate, budgets))
+
+
+def choose_hashed(
+    entry: Entry,
+    unit: bytes,
+    hashed: bytes,
+    attributes: Mapping[str, str],
+    nonce: bytes,
+    stale: bool,
+    gate: Gate | None,
+    budgets: Budgets | None,
+) -> tuple[int, int, Reason, int, bool, bool, bytes, int]:
+    """`choose` for whoever has the unit's hash and is in a hurry: the values of a `Choice`."""
     incumbent = entry.incumbent
-    segment = len(entry.segments)
-    for index, match in enumerate(entry.segments):
-        if _matches(match, attributes):
-            segment = index
-            break
-    if stale:
-        return Choice(incumbent, SLOTS, Reason.STALE, segment, entry.counted, True, hashed)
-    if entry.opt_out and attributes.get(entry.opt_out, "").lower() not in NOT_OPTED_OUT:
-        return Choice(incumbent, SLOTS, Reason.OPTED_OUT, segment, False, True, hashed)
-    if entry.target and not _matches(entry.target, attributes):
-        return Choice(incumbent, SLOTS, Reason.NOT_TARGETED, segment, False, True, hashed)
+    segment, ruled = 0, None
+    if stale or entry.segments or entry.opt_out or entry.target:
+        segment, ruled = foresee(entry, attributes, stale)
+        if ruled is not None:
+            return incumbent, SLOTS, ruled, segment, entry.counted and ruled is Reason.STALE, True, hashed, 0
     if entry.pins:
         pinned = entry.pins.get(unit)
         if pinned is not None:
-            return Choice(pinned, SLOTS, Reason.PINNED, segment, False, True, hashed)
+            return pinned, SLOTS, Reason.PINNED, segment, False, True, hashed, 0
     if entry.only is not None:
-        arm, reason = entry.only
-        return Choice(arm, SLOTS, Reason(reason), segment, entry.counted, False, hashed)
-    ends, owners, served = entry.tables[segment if len(entry.tables) > 1 else 0]
+        arm, number = entry.only
+        return arm, SLOTS, REASONS.get(number, Reason.INCUMBENT_ONLY), segment, entry.counted, False, hashed, 0
+    tables = entry.tables
+    ends, owners, served = tables[segment if len(tables) > 1 else 0]
     draw = hashed if entry.sticky else unit_hash(entry.salt, nonce)
-    arm = owners[bisect_right(ends, (draw[0] << 8) | draw[1])]
-    reason = Reason.ALLOCATED
+    arm = owners[bisect_right(ends, draw[0] << 8 | draw[1])]
+    reason = ALLOCATED
     if entry.drained >> arm & 1:
         arm, reason = incumbent, Reason.DRAINED
     if gate is None and budgets is None:
-        return Choice(arm, served[arm], reason, segment, True, False, hashed, SLOTS - served[incumbent])
+        return arm, served[arm], reason, segment, True, False, hashed, SLOTS - served[incumbent]
     closed = gate.closed_mask() if gate is not None else 0
     if budgets is not None:
         closed |= budgets.closed_mask(unit)
@@ -157,8 +174,38 @@ def choose(
         budgets.spend(arm, unit)
     refused = sum(share for index, share in enumerate(served) if closed >> index & 1) if closed else 0
     slots = served[arm] + refused if arm == incumbent else served[arm]
-    return Choice(arm, slots, reason, segment, True, refused > 0, hashed, SLOTS - served[incumbent] - refused)
+    return arm, slots, reason, segment, True, refused > 0, hashed, SLOTS - served[incumbent] - refused
+
+
+def shadow_of(entry: Entry, reason: Reason, hashed: bytes) -> int:
+    """Index of the arm to mirror the request to, -1 for none; hashed: `unit_hash` of the unit, which is always mirrored to the same one."""
+    if not entry.shadow_arms or reason != Reason.INCUMBENT_ONLY:
+        return -1
+    return entry.shadow_arms[hashed[7] % len(entry.shadow_arms)]
+
+
+def foresee(entry: Entry, attributes: Mapping[str, str], stale: bool = False) -> tuple[int, Reason | None]:
+    """What is known before the unit is: the segment, and the reason that gives any unit the incumbent, or None."""
+    segment = len(entry.segments)
+    if segment:
+        for index, match in enumerate(entry.segments):
+            if _matches(match, attributes):
+                segment = index
+                break
+    if stale:
+        return segment, Reason.STALE
+    if entry.opt_out and attributes.get(entry.opt_out, "").lower() not in NOT_OPTED_OUT:
+        return segment, Reason.OPTED_OUT
+    if entry.target and not _matches(entry.target, attributes):
+        return segment, Reason.NOT_TARGETED
+    return segment, None
 
 
 def _matches(match: Mapping[str, frozenset[str]], attributes: Mapping[str, str]) -> bool:
     return all(attributes.get(attribute) in values for attribute, values in match.items())
+
+
+def _bad_unit(field: str, encoded: bytes) -> InvalidArgument:
+    return InvalidArgument.of_field(
+        field, f"got {len(encoded)} bytes; 1 to {MAX_UNIT_BYTES} bytes of UTF-8 are allowed", reason="INVALID_UNIT"
+    )

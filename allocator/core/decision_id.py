@@ -17,7 +17,9 @@ from __future__ import annotations
 import hashlib
 import hmac
 import struct
-from base64 import urlsafe_b64decode, urlsafe_b64encode
+from base64 import urlsafe_b64decode
+from binascii import b2a_base64
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from allocator.errors import InvalidArgument
@@ -26,6 +28,8 @@ FORMAT = 1
 NONCE_BYTES = 8
 MAC_BYTES = 12
 BODY = struct.Struct(">BI8sBBBHIHIBH8s")
+FRONT = struct.Struct(">BI8sBBBHI")  # of the body: all that does not change from one unit to the next
+URL_SAFE = bytes.maketrans(b"+/", b"-_")
 LENGTH = (BODY.size + MAC_BYTES) * 4 // 3
 
 COUNTED, FIRST, GATED = 1, 2, 4  # flags; the five bits above them hold the activation, modulo 32
@@ -59,6 +63,41 @@ class DecisionId(NamedTuple):
         return self.milliseconds / 1000
 
 
+class Minter:
+    """Makes ids with one key.
+
+    key: up to 64 secret bytes. number: of the key. The keyed hash is set up once, then copied for each id: that is a third cheaper.
+    """
+
+    __slots__ = ("_keyed", "_number")
+
+    def __init__(self, key: bytes, number: int = 0) -> None:
+        self._keyed = hashlib.blake2b(digest_size=MAC_BYTES, key=key)
+        self._number = number
+
+    def front(self, uid: bytes, arm: int, segment: int, version: int, flags: int) -> bytes:
+        """What many ids of one plan begin with, for `id`."""
+        return FRONT.pack(FORMAT, self._number, uid, arm, segment, flags, version >> 32 & 0xFFFF, version & 0xFFFFFFFF)
+
+    def id(self, front: bytes, milliseconds: int, slots: bytes, nonce: bytes) -> bytes:
+        """The id of a decision, 68 ASCII characters. slots: 3 bytes. nonce: 8 bytes, never used twice in a millisecond. Raises nothing."""
+        body = front + milliseconds.to_bytes(6, "big") + slots + nonce
+        mac = self._keyed.copy()
+        mac.update(body)
+        return b2a_base64(body + mac.digest(), newline=False).translate(URL_SAFE)
+
+    def ids(self, bodies: Iterable[bytes]) -> list[str]:
+        """The ids of many decisions; each body is 39 bytes: the front, 6 of milliseconds, 3 of slots, the nonce."""
+        keyed = self._keyed.copy
+        parts = []
+        for body in bodies:
+            mac = keyed()
+            mac.update(body)
+            parts += (body, mac.digest())
+        text = b2a_base64(b"".join(parts), newline=False).translate(URL_SAFE).decode("ascii")
+        return [text[start : start + LENGTH] for start in range(0, len(text), LENGTH)]
+
+
 def mint(
     key: bytes,
     uid: bytes,
@@ -71,23 +110,9 @@ def mint(
     flags: int,
     key_number: int = 0,
 ) -> str:
-    """The id of a decision. key: up to 64 secret bytes. nonce: 8 bytes, never used twice in a millisecond. Raises nothing."""
-    body = BODY.pack(
-        FORMAT,
-        key_number,
-        uid,
-        arm,
-        segment,
-        flags,
-        version >> 32 & 0xFFFF,
-        version & 0xFFFFFFFF,
-        milliseconds >> 32 & 0xFFFF,
-        milliseconds & 0xFFFFFFFF,
-        slots >> 16,
-        slots & 0xFFFF,
-        nonce,
-    )
-    return urlsafe_b64encode(body + hashlib.blake2b(body, digest_size=MAC_BYTES, key=key).digest()).decode("ascii")
+    """The id of one decision. key: up to 64 secret bytes. nonce: 8 bytes, never used twice in a millisecond. Raises nothing."""
+    minter = Minter(key, key_number)
+    return minter.id(minter.front(uid, arm, segment, version, flags), milliseconds, slots.to_bytes(3, "big"), nonce).decode("ascii")
 
 
 def client_key(secret: bytes, number: int) -> bytes:

@@ -17,6 +17,7 @@ from allocator.core.lifecycle import State
 from allocator.core.plan import entry_of
 from allocator.core.record import Record
 from allocator.engine.planner import Planned
+from allocator.server.tallies import Cell, Spread, Tally
 
 MAX_EXPERIMENTS = 500
 OTHER = "_other"
@@ -30,15 +31,9 @@ class Metrics:
     def __init__(self, registry: CollectorRegistry, age: Callable[[], float]) -> None:
         self.registry = registry
         self._experiments: dict[str, str] = {}
-        self._decided: dict[tuple[str, str, int], Counter] = {}
-        self.decisions = Counter(
-            "allocator_decisions", "Decisions made.", ["experiment", "arm", "reason"], registry=registry
-        )
-        self.decision_duration = Histogram(
-            "allocator_decision_duration_seconds",
-            "Time from a parsed Decide request to its answer, without transport.",
-            buckets=FAST,
-            registry=registry,
+        self.decisions = Tally("allocator_decisions", "Decisions made.", ["experiment", "arm", "reason"], registry)
+        self.decision_duration = Spread(
+            "allocator_decision_duration_seconds", "Time from a Decide request to its answer, without transport.", FAST, registry
         )
         self.outcomes = Counter("allocator_outcomes", "Outcomes reported, by what became of them.", ["result"], registry=registry)
         self.commit_duration = Histogram(
@@ -74,7 +69,8 @@ class Metrics:
         self.plan_duration = Histogram(
             "allocator_plan_duration_seconds", "Time to plan one experiment.", buckets=SLOW, registry=registry
         )
-        self.rpcs = Counter("allocator_rpcs", "Calls answered, by method and status code.", ["method", "code"], registry=registry)
+        self.rpcs = Tally("allocator_rpcs", "Calls answered, by method and status code.", ["method", "code"], registry)
+        self.shed = Tally("allocator_shed", "Calls refused for want of room, by method.", ["method"], registry)
         self.watchers = Gauge("allocator_snapshot_watchers", "Open WatchSnapshots streams.", registry=registry)
         snapshot_age = Gauge(
             "allocator_snapshot_age_seconds", "Seconds since the planner last confirmed the snapshot.", registry=registry
@@ -91,15 +87,9 @@ class Metrics:
                 self._experiments[experiment] = known
         return known
 
-    def decided(self, experiment: str, decision: Decision, count: int = 1) -> None:
-        """Count a decision."""
-        key = (experiment, decision.arm, decision.reason)
-        child = self._decided.get(key)
-        if child is None:
-            if len(self._decided) > 100_000:
-                self._decided.clear()
-            child = self._decided[key] = self.decisions.labels(self.label(experiment), decision.arm, decision.reason.name)
-        child.inc(count)
+    def decided(self, experiment: str, decision: Decision) -> Cell:
+        """The count of decisions like this one."""
+        return self.decisions.labels(self.label(experiment), decision.arm, decision.reason.name)
 
     def planned(self, planned: Planned) -> None:
         """Take over what a plan says."""

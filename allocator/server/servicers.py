@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from allocator.core.assignment import SLOTS, unit_hash
+from allocator.core.assignment import unit_hash
 from allocator.core.audit import first_broken
-from allocator.core.decision import check_unit
+from allocator.core.decision import Decision, check_unit, check_units
+from allocator.core.decision_id import NONCE_BYTES
 from allocator.core.outcome import Outcome
 from allocator.core.record import Record
 from allocator.core.snapshot import Entry, full_name
@@ -22,7 +24,9 @@ from allocator.engine.engine import Engine
 from allocator.engine.exposures import ExposureBatch
 from allocator.engine.ingest import Result
 from allocator.errors import AllocatorError, InvalidArgument, NotFound
+from allocator.ports import Entropy
 from allocator.server.metrics import Metrics
+from allocator.server.tallies import Cell
 from allocator.server.watch import Feed
 from allocator.v1 import allocator_pb2 as pb
 from allocator.v1 import allocator_service_pb2 as service_pb
@@ -37,7 +41,9 @@ MAX_UNITS = 10_000
 MAX_ATTRIBUTES = 64
 DEFAULT_PAGE, MAX_PAGE = 50, 1000
 MAX_LEASES = 1000
+NONCES_AT_ONCE = 512
 STATUSES = dict(pb.OutcomeStatus.items())
+parse_decide = service_pb.DecideRequest.FromString
 
 T = TypeVar("T")
 
@@ -52,29 +58,37 @@ class AllocatorServicer:
         self._live = engine.live
         self._now = engine.clock.now
         self._monotonic = engine.clock.monotonic
-        self._entropy = engine.entropy.bytes
         self._observe = metrics.decision_duration.observe
+        self._nonces = _nonces(engine.entropy)
+        self._snapshot = engine.live.snapshot
+        self._named: dict[str, Entry] = {}
+        engine.decider.dress = self._dress
         self.feed = Feed(self._live, self._monotonic, engine.issue_keys)
 
-    async def decide(self, request: service_pb.DecideRequest) -> bytes:
-        """Decide."""
+    def decide(self, raw: bytes) -> bytes:
+        """Decide, from the bytes of a DecideRequest to those of a DecideResponse.
+
+        Everything that answers of one plan share is built once, `_Answer`; what is left is to parse, choose, count and sign.
+        """
         started = self._monotonic()
-        entry = self._entry(request.experiment)
+        request = parse_decide(raw)
+        if self._live.snapshot is not self._snapshot:
+            self._snapshot, self._named = self._live.snapshot, {}
+        entry = self._named.get(request.experiment) or self._entry(request.experiment)
         attributes = request.attributes
         if len(attributes) > MAX_ATTRIBUTES:
             raise InvalidArgument.of_field("attributes", f"got {len(attributes)}; at most {MAX_ATTRIBUTES} are allowed")
-        decision = self._engine.decider.decide(
+        answer, token = self._engine.decider.answer(
             entry,
             check_unit(request.unit),
             attributes,
             self._now(),
-            self._entropy(8),
+            next(self._nonces),
             stale=started - self._live.confirmed > entry.lease_seconds,
         )
-        self._metrics.decided(entry.experiment, decision)
-        reply = service_pb.DecideResponse(decision=snapshots.decision_to_message(decision)).SerializeToString()
+        answer.made.count += 1
         self._observe(self._monotonic() - started)
-        return reply
+        return answer.before + token + answer.after
 
     async def batch_decide(self, request: service_pb.BatchDecideRequest) -> service_pb.BatchDecideResponse:
         """BatchDecide."""
@@ -83,28 +97,23 @@ class AllocatorServicer:
             raise InvalidArgument.of_field(
                 "units", f"got {len(request.units)}; at most {MAX_UNITS} are allowed", reason="BATCH_TOO_LARGE"
             )
-        units = [_unit(index, unit) for index, unit in enumerate(request.units)]
-        now, stale, attributes = self._now(), self._live.stale(entry), dict(request.attributes)
-        nonces = self._entropy(8 * len(units))
-        index_of = {name: index for index, name in enumerate(entry.arms)}
-        reply = service_pb.BatchDecideResponse(
-            arms=entry.arms, snapshot_version=entry.version, incumbent_index=entry.incumbent
+        units = check_units(request.units)
+        columns = self._engine.decider.decide_batch(
+            entry, units, request.attributes, self._now(), self._engine.entropy.bytes(8 * len(units)), stale=self._live.stale(entry)
         )
-        made = [
-            self._engine.decider.decide(entry, unit, attributes, now, nonces[8 * i : 8 * i + 8], stale=stale)
-            for i, unit in enumerate(units)
-        ]
-        reply.arm_index.extend(index_of[decision.arm] for decision in made)
-        reply.slots.extend(int(decision.propensity * SLOTS) for decision in made)
-        reply.reasons.extend(decision.reason for decision in made)
-        reply.ids.extend(decision.id for decision in made)
-        if entry.shadow_arms:
-            reply.shadow_arms.extend(decision.shadow_arm for decision in made)
-        if made:
-            reply.segment = made[0].segment
-        for decision in made:
-            self._metrics.decided(entry.experiment, decision)
-        return reply
+        for answer, count in columns.dressed:
+            answer.made.count += count
+        return service_pb.BatchDecideResponse(
+            arms=entry.arms,
+            arm_index=columns.arms,
+            slots=columns.slots,
+            reasons=columns.reasons,
+            ids=columns.ids,
+            snapshot_version=entry.version,
+            incumbent_index=entry.incumbent,
+            shadow_arms=[entry.arms[shadow] if shadow >= 0 else "" for shadow in columns.shadows] if entry.shadow_arms else (),
+            segment=entry.segment_names[columns.segment] if units else "",
+        )
 
     async def report_outcomes(self, request: service_pb.ReportOutcomesRequest) -> service_pb.ReportOutcomesResponse:
         """ReportOutcomes."""
@@ -165,7 +174,11 @@ class AllocatorServicer:
             if not experiment:
                 raise InvalidArgument.of_field("experiment", "got nothing; the name of an experiment is needed")
             raise NotFound(f"there is no experiment {experiment[:200]!r}", reason="UNKNOWN_EXPERIMENT", experiment=experiment)
+        self._named[experiment] = entry
         return entry
+
+    def _dress(self, experiment: str, decision: Decision) -> _Answer:
+        return _Answer(*snapshots.decide_response_around(decision), self._metrics.decided(experiment, decision))
 
     async def _in_thread(self, function: Callable[..., T], *arguments: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._threads, function, *arguments)
@@ -308,11 +321,21 @@ class OperatorServicer:
         return await asyncio.get_running_loop().run_in_executor(self._threads, function)
 
 
-def _unit(index: int, unit: str) -> bytes:
-    try:
-        return check_unit(unit)
-    except InvalidArgument as exc:
-        raise InvalidArgument.of_field(f"units[{index}]", exc.violations[0].message, reason=exc.reason) from exc
+@dataclass(frozen=True, slots=True, eq=False)
+class _Answer:
+    """A DecideResponse before and after the id, and how many such decisions were made."""
+
+    before: bytes
+    after: bytes
+    made: Cell
+
+
+def _nonces(entropy: Entropy) -> Iterator[bytes]:
+    """8 random bytes at a time; the operating system is asked once for many."""
+    while True:
+        pool = entropy.bytes(NONCE_BYTES * NONCES_AT_ONCE)
+        for start in range(0, len(pool), NONCE_BYTES):
+            yield pool[start : start + NONCE_BYTES]
 
 
 def _result_to_message(result: Result) -> pb.OutcomeResult:

@@ -7,9 +7,11 @@ from collections.abc import Mapping
 from google.protobuf.struct_pb2 import ListValue
 
 from allocator.core.decision import Decision, Reason
+from allocator.core.decision_id import LENGTH
 from allocator.core.lifecycle import State
 from allocator.core.snapshot import Entry, Table
 from allocator.v1 import allocator_pb2 as pb
+from allocator.v1 import allocator_service_pb2 as service_pb
 from allocator.wire.enums import from_number, to_number
 from allocator.wire.scalars import duration, fill_match, match_from_message, seconds_of
 
@@ -27,6 +29,23 @@ def decision_to_message(decision: Decision) -> pb.Decision:
         shadow_arm=decision.shadow_arm,
         segment=decision.segment,
     )
+
+
+def decide_response_around(decision: Decision) -> tuple[bytes, bytes]:
+    """The bytes of a DecideResponse before and after its id, which has 68 characters: what many answers share is built once.
+
+    A serialised message is its fields one after another, in the order of their numbers, so the id may be put in later.
+    """
+    whole = service_pb.DecideResponse(decision=decision_to_message(decision._replace(id="-" * LENGTH))).SerializeToString()
+    rest = pb.Decision(
+        snapshot_version=decision.snapshot_version,
+        model_uri=decision.model_uri,
+        incumbent=decision.incumbent,
+        shadow_arm=decision.shadow_arm,
+        segment=decision.segment,
+    ).SerializeToString()
+    at = len(whole) - len(rest)
+    return whole[: at - LENGTH], whole[at:]
 
 
 def decision_from_message(m: pb.Decision) -> Decision:

@@ -1,0 +1,201 @@
+"""What a decider remembers, and that many at once are decided as one by one."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import random
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+
+from allocator.core import decider as decider_module
+from allocator.core.assignment import SLOTS, first_layout
+from allocator.core.decider import Decider
+from allocator.core.decision import Reason, choose
+from allocator.core.decision_id import mint, read
+from allocator.core.gate import REQUESTS, Block
+from allocator.core.snapshot import Entry, Table
+
+KEY = b"k" * 32
+SHARES = (SLOTS // 2, SLOTS // 4, SLOTS - SLOTS // 2 - SLOTS // 4)
+START = 1_800_000_000.0
+
+
+def table(*shares, served=None):
+    layout = first_layout(shares)
+    return Table(layout.ends, layout.owners, served or shares)
+
+
+def entry_with(**changes):
+    """Three arms, a quarter for each candidate."""
+    values = {"version": 1, "sticky": True, "tables": (table(*SHARES),), "incumbent": 0} | changes
+    return Entry(
+        "default/x", b"uid-of-8", state="RUNNING", salt=b"salt", arms=("a", "b", "c"), model_uris=("u1", "", "u3"), **values
+    )
+
+
+ENTRIES = {
+    "sticky": ({}, {}, False),
+    "drawn for each request": ({"sticky": False}, {}, False),
+    "every request counts": ({"first_only": False}, {}, False),
+    "a drained arm": ({"drained": 2, "tables": (table(*SHARES, served=(SHARES[0] + SHARES[1], 0, SHARES[2])),)}, {}, False),
+    "strict": ({"strict": True, "cap": 0.3, "cap_per_candidate": 0.2, "burst": 5}, {}, False),
+    "leased": ({"leased_requests": True}, {}, False),
+    "pins": ({"pins": {b"unit-3": 2, b"unit-4": 0}}, {}, False),
+    "frozen": ({"only": (0, 4)}, {}, False),
+    "shadow": ({"only": (0, 2), "shadow_arms": (1, 2)}, {}, False),
+    "segments": (
+        {
+            "tables": (table(SLOTS, 0, 0), table(*SHARES)),
+            "segments": ({"device": frozenset({"ios"})},),
+            "segment_names": ("mobile", "other"),
+        },
+        {"device": "android"},
+        False,
+    ),
+    "not targeted": ({"target": {"country": frozenset({"de"})}}, {"country": "fr"}, False),
+    "opted out": ({"opt_out": "no"}, {"no": "yes"}, False),
+    "stale": ({}, {}, True),
+    "nothing for candidates": ({"tables": (table(SLOTS, 0, 0),)}, {}, False),
+    "before the start": ({"only": (0, 2), "counted": False}, {}, False),
+}
+
+
+def pair(entry):
+    """Two deciders alike."""
+    deciders = [Decider(KEY, life=7), Decider(KEY, life=7)]
+    for decider in deciders:
+        if entry.leased_requests:
+            decider.budget(entry.uid).post(REQUESTS, 1, Block(1, 1, 40))
+            decider.budget(entry.uid).post(REQUESTS, 2, Block(2, 1, 10_000))
+    return deciders
+
+
+@pytest.mark.parametrize("case", ENTRIES)
+def test_many_at_once_are_decided_counted_and_remembered_as_one_by_one(case):
+    changes, attributes, stale = ENTRIES[case]
+    entry, rng = entry_with(**changes), random.Random(1)
+    single, batch = pair(entry)
+    for step in range(4):  # some units return; a new plan, another bucket and another window come
+        entry = replace(entry, version=1 + step // 2)
+        now = START + (0, 1, 31, 2000)[step]
+        units = [b"unit-%d" % rng.randrange(400) for _ in range(300)]
+        nonces = rng.randbytes(8 * len(units))
+        one_by_one = [
+            single.decide(entry, unit, attributes, now, nonces[8 * i : 8 * i + 8], stale=stale) for i, unit in enumerate(units)
+        ]
+        found = batch.decide_batch(entry, units, attributes, now, nonces, stale=stale)
+        assert [entry.arms[arm] for arm in found.arms] == [d.arm for d in one_by_one]
+        assert [slots / SLOTS for slots in found.slots] == [d.propensity for d in one_by_one]
+        assert found.reasons == [d.reason for d in one_by_one]
+        assert found.ids == [d.id for d in one_by_one]
+        assert [entry.arms[s] if s >= 0 else "" for s in found.shadows] == [d.shadow_arm for d in one_by_one]
+        assert {entry.segment_names[found.segment]} == {d.segment for d in one_by_one}
+        assert sum(count for _, count in found.dressed) == len(units)
+        if step != 2:  # then two buckets are taken at once
+            assert sorted(single.take()) == sorted(batch.take())
+
+
+@pytest.mark.parametrize("case", sorted(set(ENTRIES) - {"strict", "leased"}))  # what gates allow depends on what came before
+def test_a_decision_is_what_choose_says_and_its_id_is_minted_from_it(case):
+    changes, attributes, stale = ENTRIES[case]
+    entry = entry_with(**changes)
+    decider = Decider(KEY)
+    for number in range(200):
+        unit, nonce = b"unit-%d" % number, number.to_bytes(8, "big")
+        choice = choose(entry, unit, attributes, nonce, stale=stale)
+        decision = decider.decide(entry, unit, attributes, START, nonce, stale=stale)
+        shadow = choice.shadow(entry)
+        assert decision[:3] == (entry.arms[choice.arm], choice.slots / SLOTS, choice.reason)
+        assert decision[4:] == (
+            entry.version,
+            entry.model_uris[choice.arm],
+            "a",
+            entry.arms[shadow] if shadow >= 0 else "",
+            entry.segment_names[choice.segment],
+        )
+        said = read(KEY, decision.id)
+        assert (said.arm, said.slots, said.segment, said.version) == (choice.arm, choice.slots, choice.segment, entry.version)
+        assert (said.nonce, said.key, said.seconds, said.counted) == (nonce, 0, START, choice.counted)
+        flags = said.activation << 3 | said.gated << 2 | said.first << 1 | said.counted
+        assert decision.id == as_documented(0, entry.uid, choice.arm, choice.segment, flags, 1, int(START * 1000), choice.slots, nonce)
+
+
+def as_documented(number, uid, arm, segment, flags, version, milliseconds, slots, nonce):
+    """The layout that the head of core/decision_id.py describes, written down once more."""
+    values = (1, number, int.from_bytes(uid, "big"), arm, segment, flags, version, milliseconds, slots)
+    sizes = (1, 4, 8, 1, 1, 1, 6, 6, 3)
+    body = b"".join(value.to_bytes(size, "big") for value, size in zip(values, sizes, strict=True)) + nonce
+    return base64.urlsafe_b64encode(body + hashlib.blake2b(body, digest_size=12, key=KEY).digest()).decode()
+
+
+def test_an_id_has_the_documented_layout_whatever_the_numbers_in_it():
+    rng = random.Random(3)
+    for _ in range(200):
+        number, version, milliseconds = rng.randrange(1 << 32), rng.randrange(1 << 48), rng.randrange(1 << 48)
+        arm, segment, flags, slots = rng.randrange(64), rng.randrange(64), rng.randrange(256), rng.randrange(SLOTS + 1)
+        uid, nonce = rng.randbytes(8), rng.randbytes(8)
+        found = mint(KEY, uid, arm, segment, version, milliseconds, slots, nonce, flags, number)
+        assert found == as_documented(number, uid, arm, segment, flags, version, milliseconds, slots, nonce)
+
+
+def test_exposures_lie_in_the_bucket_that_the_ids_time_is_in():
+    entry, decider = entry_with(bucket_seconds=0.3, window_seconds=0.7), Decider(KEY)
+    rng, now, expected = random.Random(4), START, Counter()
+    for number in range(3000):
+        now += rng.choice((0.0, 0.0004, 0.05, -0.02))
+        decision = decider.decide(entry, b"unit-%d" % number, {}, now, rng.randbytes(8))
+        expected[int(read(KEY, decision.id).seconds // 0.3)] += 1
+    found = Counter()
+    for exposure in decider.take():
+        found[exposure.bucket] += exposure.count
+    assert found == expected
+    assert len(found) > 50
+
+
+def test_a_unit_counts_again_in_the_next_window_and_not_before():
+    entry, decider = entry_with(), Decider(KEY)
+    window = int(START // entry.window_seconds + 1) * entry.window_seconds
+    firsts = []
+    for now in (START, START + 1, window - 0.001, window, window + 1, window + 1799.9, window + 1800):
+        firsts.append(read(KEY, decider.decide(entry, b"unit", {}, now, bytes(8)).id).first)
+    assert firsts == [True, False, False, True, False, False, True]
+
+
+def test_an_empty_batch_has_empty_columns():
+    found = Decider(KEY).decide_batch(entry_with(), [], {}, START, b"")
+    assert (found.arms, found.ids, found.dressed) == ([], [], [])
+
+
+def test_what_is_dressed_is_made_once_for_decisions_alike():
+    decider, made = Decider(KEY), []
+    decider.dress = lambda name, decision: made.append((name, decision)) or len(made)
+    entry = entry_with()
+    for turn in range(3):
+        for number in range(100):
+            unit, nonce = b"unit-%d" % number, bytes((turn, number, 0, 0, 0, 0, 0, 0))
+            index, token = decider.answer(entry, unit, {}, START, nonce)
+            name, decision = made[index - 1]
+            assert name == entry.experiment
+            assert decision.id == ""
+            said = read(KEY, token.decode())
+            assert decision.arm == entry.arms[said.arm] == entry.arms[choose(entry, unit, {}, nonce).arm]
+    assert len(made) == 6  # three arms, new or known
+
+
+def test_kinds_of_decisions_beyond_a_limit_are_forgotten_without_losing_a_count(monkeypatch):
+    monkeypatch.setattr(decider_module, "MAX_FORMS", 2)
+    decider, entry = Decider(KEY), entry_with()
+    for number in range(300):
+        decider.decide(entry, b"unit-%d" % (number % 40), {}, START, number.to_bytes(8, "big"))
+        if number % 7 == 0:
+            decider.give_back(decider.take())
+    assert sum(exposure.count for exposure in decider.take()) == 300
+    assert not decider._memories[entry.uid].forms
+
+
+def test_an_unknown_reason_from_a_newer_planner_is_an_incumbent_all_the_same():
+    decision = Decider(KEY).decide(entry_with(only=(0, 77)), b"unit", {}, START, bytes(8))
+    assert (decision.arm, decision.reason) == ("a", Reason.INCUMBENT_ONLY)
