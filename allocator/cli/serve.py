@@ -44,7 +44,10 @@ def serve(
     store: Annotated[
         str,
         typer.Option(
-            "--store", metavar="STORE", envvar="ALLOCATOR_STORE", help="sqlite:PATH, or memory: to forget everything."
+            "--store",
+            metavar="STORE",
+            envvar="ALLOCATOR_STORE",
+            help="sqlite:PATH; redis://, redis+sentinel:// or redis+cluster:// for several servers; memory: to forget everything.",
         ),
     ] = "sqlite:allocator.db",
     spec: Annotated[

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import ipaddress
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, field
 
 from allocator.errors import InvalidArgument, Violation
 
 LOG_FORMATS = ("pretty", "json")
+STORES = "sqlite:PATH, memory:, redis://HOST, redis+sentinel://HOSTS/SERVICE or redis+cluster://HOSTS"
+REDIS = re.compile(r"rediss?(\+sentinel|\+cluster)?://.+")
 
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """listen, metrics: host:port, port 0 for any free one, metrics "" for none. store: `sqlite:PATH` or `memory:`.
+    """listen, metrics: host:port, port 0 for any free one, metrics "" for none. store: `sqlite:PATH`, `memory:`, or the URL
+    of a Redis store (`stores/redis/address.py`), which may hold a password: show `shown_store`.
 
     specs: files to apply at the start. refresh_seconds: between two refreshes of the weights. drain_seconds: between "not serving" and
     the end of accepting calls, for load balancers to notice; grace_seconds: for calls under way after that.
@@ -20,7 +24,7 @@ class Config:
 
     listen: str = "127.0.0.1:50051"
     metrics: str = "127.0.0.1:9464"
-    store: str = "sqlite:allocator.db"
+    store: str = field(default="sqlite:allocator.db", repr=False)
     specs: tuple[str, ...] = ()
     log_format: str = "pretty"
     refresh_seconds: float = 1.0
@@ -31,8 +35,8 @@ class Config:
     def __post_init__(self) -> None:
         found = [*_address("listen", self.listen), *(_address("metrics", self.metrics) if self.metrics else ())]
         kind, _, path = self.store.partition(":")
-        if kind not in ("sqlite", "memory") or (kind == "sqlite" and not path):
-            found.append(Violation("store", f"got {self.store!r}; sqlite:PATH or memory: is allowed"))
+        if not (kind == "memory" or (kind == "sqlite" and path) or REDIS.fullmatch(self.store)):
+            found.append(Violation("store", f"got {self.shown_store!r}; one of {STORES} is allowed"))
         if self.log_format not in LOG_FORMATS:
             found.append(Violation("log-format", f"got {self.log_format!r}; one of {', '.join(LOG_FORMATS)} is allowed"))
         if not 0.05 <= self.refresh_seconds <= 60:
@@ -50,6 +54,11 @@ class Config:
             )
         if found:
             raise InvalidArgument(violations=found, reason="INVALID_CONFIG")
+
+    @property
+    def shown_store(self) -> str:
+        """`store` without user and password."""
+        return re.sub(r"//.*@", "//", self.store)
 
 
 def is_loopback(address: str) -> bool:

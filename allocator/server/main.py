@@ -92,7 +92,7 @@ class Server:
             "server.ready",
             address=self.address,
             metrics=self.metrics_address,
-            store=config.store,
+            store=config.shown_store,
             experiments=len(self.engine.live.snapshot.entries),
         )
 
@@ -202,7 +202,13 @@ class _Generic:
 def open_store(address: str, entropy: Entropy) -> Store:
     """The store of a `Config.store` address."""
     kind, _, path = address.partition(":")
-    return MemoryStore(entropy) if kind == "memory" else SqliteStore(path, entropy)
+    if kind == "memory":
+        return MemoryStore(entropy)
+    if kind == "sqlite":
+        return SqliteStore(path, entropy)
+    from allocator.stores.redis import RedisStore  # its library takes long to load, and most servers do without
+
+    return RedisStore(address, entropy)
 
 
 def load_specs(engine: Engine, paths: tuple[str, ...]) -> None:

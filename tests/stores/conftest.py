@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator
 from itertools import count
 from typing import Any
@@ -12,15 +13,32 @@ from allocator.core.audit import AuditEntry
 from allocator.core.record import Cell, Record
 from allocator.ports import Contribution, ExposureRow, OutcomeRow, Store
 from allocator.stores.memory import MemoryStore
+from allocator.stores.redis import RedisStore
 from allocator.stores.sqlite import SqliteStore
 from tests.conftest import SeededEntropy, two_arms
+from tests.redis_servers import Node
 
 UID = "0123456789abcdef"
 OTHER = "fedcba9876543210"
 CLICK, ERROR = 0, 1  # bits of two metrics
 
 
-@pytest.fixture(params=["memory", "sqlite"])
+@pytest.fixture(scope="session")
+def redis_server(tmp_path_factory) -> Iterator[Node]:
+    """One server for the whole session; each store in it has a prefix of its own."""
+    with Node(tmp_path_factory.mktemp("redis")) as server:
+        yield server
+
+
+_prefixes = count()
+
+
+def new_url(server: Node, **options: object) -> str:
+    """The URL of a new, empty store in this server."""
+    return f"{server.url}?prefix=test-{next(_prefixes)}" + "".join(f"&{name}={value}" for name, value in options.items())
+
+
+@pytest.fixture(params=["memory", "sqlite", "redis"])
 def make_store(request, tmp_path, clock) -> Iterator[Callable[[], Store]]:
     """Makes a new, empty store of one kind at each call, and closes them all."""
     made: list[Store] = []
@@ -29,6 +47,8 @@ def make_store(request, tmp_path, clock) -> Iterator[Callable[[], Store]]:
     def make() -> Store:
         if request.param == "memory":
             made.append(MemoryStore(SeededEntropy(), clock))
+        elif request.param == "redis":
+            made.append(RedisStore(new_url(request.getfixturevalue("redis_server"), timeout_ms=5000), SeededEntropy()))
         else:
             made.append(SqliteStore(tmp_path / f"{next(numbers)}.db", SeededEntropy(), clock))
         return made[-1]
@@ -44,17 +64,34 @@ def store(make_store) -> Store:
 
 
 @pytest.fixture
-def peer(store) -> Store:
+def peer(store) -> Iterator[Store]:
     """The same data, as another server has it."""
     if isinstance(store, SqliteStore):
         pytest.skip("one process has the file")
-    return store
+    if isinstance(store, RedisStore):
+        with contextlib.closing(RedisStore(store.url)) as other:
+            yield other
+    else:
+        yield store
 
 
 @pytest.fixture
-def pass_time(clock) -> Callable[[float], None]:
+def pass_time(store, clock, request) -> Callable[[float], None]:
     """Lets time pass for the terms of `store`."""
-    return clock.pass_
+    if not isinstance(store, RedisStore):
+        return clock.pass_
+
+    def pass_(seconds: float) -> None:
+        """The server has its own clock: the end of the term comes nearer."""
+        leader = f"{{{store.address.prefix}}}:leader"
+        with request.getfixturevalue("redis_server").client() as client:
+            left = client.pttl(leader) - int(seconds * 1e3)
+            if left > 0:
+                client.pexpire(leader, left)
+            else:
+                client.delete(leader)
+
+    return pass_
 
 
 def nonce(number: int) -> bytes:
