@@ -54,7 +54,7 @@ HINTS: dict[type[AllocatorError], str] = {
     Overloaded: "try again in a moment",
 }
 CALL_FLAGS = ("actor", "reason", "stage", "winner", "server")
-SERVE_FLAGS = ("listen", "metrics", "store", "log-format", "refresh", "drain", "grace")
+SERVE_FLAGS = ("listen", "metrics", "store", "log-format", "refresh", "drain", "grace", "decision-log-days")
 DEMO_FLAGS = ("seed", "seconds", "only")
 FLAGS = frozenset((*CALL_FLAGS, *SERVE_FLAGS, *DEMO_FLAGS))  # fields that the user wrote as a flag of the same name
 

@@ -90,6 +90,32 @@ def serve(
             help="At the end: for calls that are under way then.",
         ),
     ] = 10.0,
+    decision_log: Annotated[
+        str,
+        typer.Option(
+            "--decision-log",
+            metavar="DIR",
+            envvar="ALLOCATOR_DECISION_LOG",
+            help="Log decisions and outcomes as Parquet below this folder, units as keyed hashes.",
+            show_default="none",
+        ),
+    ] = "",
+    decision_log_days: Annotated[
+        int,
+        typer.Option(
+            "--decision-log-days", metavar="DAYS", envvar="ALLOCATOR_DECISION_LOG_DAYS", help="How long to keep it; 0 for ever."
+        ),
+    ] = 30,
+    decision_log_context: Annotated[
+        str,
+        typer.Option(
+            "--decision-log-context",
+            metavar="NAME,...",
+            envvar="ALLOCATOR_DECISION_LOG_CONTEXT",
+            help="Attributes of requests to keep in it, with commas between several.",
+            show_default="none",
+        ),
+    ] = "",
     insecure: Annotated[
         bool,
         typer.Option(
@@ -114,6 +140,9 @@ def serve(
         drain_seconds=drain,
         grace_seconds=grace,
         insecure=insecure,
+        decision_log=decision_log,
+        decision_log_days=decision_log_days,
+        decision_log_context=tuple(name.strip() for name in decision_log_context.split(",") if name.strip()),
     )
 
     from allocator.server import logs, main

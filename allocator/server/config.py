@@ -19,7 +19,8 @@ class Config:
     of a Redis store (`stores/redis/address.py`), which may hold a password: show `shown_store`.
 
     specs: files to apply at the start. refresh_seconds: between two refreshes of the weights. drain_seconds: between "not serving" and
-    the end of accepting calls, for load balancers to notice; grace_seconds: for calls under way after that.
+    the end of accepting calls, for load balancers to notice; grace_seconds: for calls under way after that. decision_log: folder, "" for
+    none; decision_log_days: how long it is kept, 0 for ever; decision_log_context: attributes of requests to keep in it.
     """
 
     listen: str = "127.0.0.1:50051"
@@ -31,6 +32,9 @@ class Config:
     drain_seconds: float = 1.0
     grace_seconds: float = 10.0
     insecure: bool = False
+    decision_log: str = ""
+    decision_log_days: int = 30
+    decision_log_context: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         found = [*_address("listen", self.listen), *(_address("metrics", self.metrics) if self.metrics else ())]
@@ -41,6 +45,8 @@ class Config:
             found.append(Violation("log-format", f"got {self.log_format!r}; one of {', '.join(LOG_FORMATS)} is allowed"))
         if not 0.05 <= self.refresh_seconds <= 60:
             found.append(Violation("refresh", f"got {self.refresh_seconds}; seconds from 0.05 to 60 are allowed"))
+        if not 0 <= self.decision_log_days <= 36_500:
+            found.append(Violation("decision-log-days", f"got {self.decision_log_days}; days from 0 (for ever) to 36500 are allowed"))
         for name in ("drain_seconds", "grace_seconds"):
             if not 0 <= getattr(self, name) <= 600:
                 found.append(Violation(name.removesuffix("_seconds"), f"got {getattr(self, name)}; seconds from 0 to 600 are allowed"))

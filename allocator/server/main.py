@@ -14,6 +14,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TYPE_CHECKING
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
 import grpc
@@ -38,6 +39,9 @@ from allocator.v1 import allocator_service_pb2 as service_pb
 from allocator.v1 import operator_service_pb2 as operator_pb
 from allocator.wire import spec
 
+if TYPE_CHECKING:  # it brings pyarrow along, which a server without a log need not have
+    from allocator.server.decision_log import DecisionLog
+
 SERVICES = ("allocator.v1.AllocatorService", "allocator.v1.OperatorService")
 THREADS = 32
 FLUSH_SECONDS = 0.25
@@ -58,6 +62,7 @@ class Server:
         self._web: WSGIServer | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._low = asyncio.Event()
+        self._log: DecisionLog | None = None
         self.address = ""
         self.metrics_address = ""
 
@@ -74,12 +79,15 @@ class Server:
             metrics = self.metrics = Metrics(registry, self.engine.live.age)
             self.engine.start(threads=False)
             load_specs(self.engine, config.specs)
+            self._log = open_decision_log(config, self.engine, metrics)
             self._grpc = self._build(metrics)
             self.address = self._bind(config.listen)
             if config.metrics:
                 self._web = serve_metrics(config.metrics, registry, self._ready)
                 self.metrics_address = "{}:{}".format(*self._web.server_address[:2])
         except BaseException:
+            if self._log is not None:
+                self._log.close()
             store.close()
             raise
         self.engine.decider.low = self._low.set  # called where decisions are made: in this loop's thread
@@ -108,7 +116,10 @@ class Server:
         if self._web is not None:
             self._web.shutdown()
             self._web.server_close()
-        await asyncio.get_running_loop().run_in_executor(self._threads, self.engine.close)
+        loop = asyncio.get_running_loop()
+        if self._log is not None:
+            await loop.run_in_executor(self._threads, self._log.close)
+        await loop.run_in_executor(self._threads, self.engine.close)
         self._threads.shutdown()
         log.info("server.stopped")
 
@@ -122,7 +133,7 @@ class Server:
                 ("grpc.keepalive_permit_without_calls", 1),
             ]
         )
-        a = self._allocator = AllocatorServicer(self.engine, metrics, self._threads)
+        a = self._allocator = AllocatorServicer(self.engine, metrics, self._threads, self._log)
         o = OperatorServicer(self.engine, self._threads)
         calls = {
             "Decide": instant(metrics, "Decide", a.decide),
@@ -209,6 +220,27 @@ def open_store(address: str, entropy: Entropy) -> Store:
     from allocator.stores.redis import RedisStore  # its library takes long to load, and most servers do without
 
     return RedisStore(address, entropy)
+
+
+def open_decision_log(config: Config, engine: Engine, metrics: Metrics) -> DecisionLog | None:
+    """The decision log that is asked for, writing. Raises Unavailable, or AllocatorError when its packages are not installed."""
+    if not config.decision_log:
+        return None
+    try:
+        from allocator.server.decision_log import DecisionLog
+    except ModuleNotFoundError as exc:
+        raise AllocatorError(f"the decision log needs {exc.name}, which is not installed", reason="MISSING_PACKAGES") from exc
+    made = DecisionLog(
+        Path(config.decision_log),
+        engine.live,
+        engine.registry,
+        engine.clock.now,
+        context=config.decision_log_context,
+        days=config.decision_log_days,
+    )
+    made.start()
+    metrics.log_decisions(lambda: (made.counts.written, made.counts.lost))
+    return made
 
 
 def load_specs(engine: Engine, paths: tuple[str, ...]) -> None:

@@ -6,10 +6,12 @@ Labels never hold a unit or anything else that callers choose freely; experiment
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.core import CounterMetricFamily
+from prometheus_client.registry import Collector
 
 from allocator.core.assignment import SLOTS
 from allocator.core.decision import Decision
@@ -78,6 +80,10 @@ class Metrics:
         snapshot_age.set_function(lambda: age() if math.isfinite(age()) else -1.0)
         Gauge("allocator_build_info", "1, labelled by version.", ["version"], registry=registry).labels(_version()).set(1)
 
+    def log_decisions(self, counts: Callable[[], tuple[Mapping[str, int], Mapping[str, int]]]) -> None:
+        """Say how many rows of the decision log were written and lost. counts: asked at each scrape."""
+        self.registry.register(_DecisionLogRows(counts))
+
     def label(self, experiment: str) -> str:
         """The experiment's label; the first 500 have their own."""
         known = self._experiments.get(experiment)
@@ -132,6 +138,24 @@ class Metrics:
         for each in State:
             self.state.labels(label, each.value).set(float(each is state))
         self.stage.labels(label).set(stage)
+
+
+class _DecisionLogRows(Collector):
+    """Counters that somebody else counts."""
+
+    def __init__(self, counts: Callable[[], tuple[Mapping[str, int], Mapping[str, int]]]) -> None:
+        self._counts = counts
+
+    def collect(self) -> Iterator[CounterMetricFamily]:
+        written, lost = self._counts()
+        for name, text, rows in (
+            ("allocator_decision_log_rows", "Rows of the decision log written.", written),
+            ("allocator_decision_log_lost", "Rows of the decision log lost: no room, or no disk.", lost),
+        ):
+            family = CounterMetricFamily(name, text, labels=["table"])
+            for table, count in rows.items():
+                family.add_metric([table], count)
+            yield family
 
 
 def _version() -> str:

@@ -11,11 +11,11 @@ from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from allocator.core.assignment import unit_hash
 from allocator.core.audit import first_broken
-from allocator.core.decision import Decision, check_unit, check_units
+from allocator.core.decision import Decision, Reason, check_unit, check_units
 from allocator.core.decision_id import NONCE_BYTES
 from allocator.core.outcome import Outcome
 from allocator.core.record import Record
@@ -37,6 +37,9 @@ from allocator.wire.exposures import KINDS, exposure_from_message, uid_from_text
 from allocator.wire.scalars import timestamp
 from allocator.wire.statistics import rows_to_messages
 
+if TYPE_CHECKING:  # it brings pyarrow along, which a server without a log need not have
+    from allocator.server.decision_log import DecisionLog
+
 MAX_UNITS = 10_000
 MAX_ATTRIBUTES = 64
 DEFAULT_PAGE, MAX_PAGE = 50, 1000
@@ -51,10 +54,11 @@ T = TypeVar("T")
 class AllocatorServicer:
     """For serving systems."""
 
-    def __init__(self, engine: Engine, metrics: Metrics, threads: ThreadPoolExecutor) -> None:
+    def __init__(self, engine: Engine, metrics: Metrics, threads: ThreadPoolExecutor, log: DecisionLog | None = None) -> None:
         self._engine = engine
         self._metrics = metrics
         self._threads = threads
+        self._log = log
         self._live = engine.live
         self._now = engine.clock.now
         self._monotonic = engine.clock.monotonic
@@ -78,15 +82,18 @@ class AllocatorServicer:
         attributes = request.attributes
         if len(attributes) > MAX_ATTRIBUTES:
             raise InvalidArgument.of_field("attributes", f"got {len(attributes)}; at most {MAX_ATTRIBUTES} are allowed")
+        unit = check_unit(request.unit)
         answer, token = self._engine.decider.answer(
             entry,
-            check_unit(request.unit),
+            unit,
             attributes,
             self._now(),
             next(self._nonces),
             stale=started - self._live.confirmed > entry.lease_seconds,
         )
         answer.made.count += 1
+        if self._log is not None:
+            self._log.decided(entry, token, unit, attributes, answer.reason)
         self._observe(self._monotonic() - started)
         return answer.before + token + answer.after
 
@@ -103,6 +110,8 @@ class AllocatorServicer:
         )
         for answer, count in columns.dressed:
             answer.made.count += count
+        if self._log is not None:
+            self._log.decided_batch(entry, columns.ids, units, request.attributes, columns.reasons)
         return service_pb.BatchDecideResponse(
             arms=entry.arms,
             arm_index=columns.arms,
@@ -134,6 +143,8 @@ class AllocatorServicer:
             self._metrics.outcomes.labels("ERROR").inc(len(outcomes))
             raise
         self._metrics.commit_duration.observe(self._monotonic() - started)
+        if self._log is not None:
+            self._log.reported(outcomes, results)
         distinct = {id(result): result for result in results}  # most are one and the same
         messages = {key: _result_to_message(result) for key, result in distinct.items()}
         for status, count in Counter(result.status.value for result in results).items():
@@ -178,7 +189,7 @@ class AllocatorServicer:
         return entry
 
     def _dress(self, experiment: str, decision: Decision) -> _Answer:
-        return _Answer(*snapshots.decide_response_around(decision), self._metrics.decided(experiment, decision))
+        return _Answer(*snapshots.decide_response_around(decision), self._metrics.decided(experiment, decision), decision.reason)
 
     async def _in_thread(self, function: Callable[..., T], *arguments: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._threads, function, *arguments)
@@ -323,11 +334,12 @@ class OperatorServicer:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Answer:
-    """A DecideResponse before and after the id, and how many such decisions were made."""
+    """A DecideResponse before and after the id, how many such decisions were made, and why."""
 
     before: bytes
     after: bytes
     made: Cell
+    reason: Reason
 
 
 def _nonces(entropy: Entropy) -> Iterator[bytes]:
