@@ -255,6 +255,14 @@ class Conclude:
 
 
 @dataclass(frozen=True, slots=True)
+class Approval:
+    """How many people other than its author must agree before the experiment becomes riskier, and how long a proposal waits for them."""
+
+    required: int = 0
+    expiry_seconds: float = 86_400.0
+
+
+@dataclass(frozen=True, slots=True)
 class Experiment:
     """The whole spec. Build it with `Experiment.checked(...)` or call `check`: an unchecked one promises nothing."""
 
@@ -281,6 +289,7 @@ class Experiment:
     unit_contribution: UnitContribution = UnitContribution.FIRST
     bucket_seconds: float | None = None
     lease_seconds: float = 15.0
+    approval: Approval = Approval()
 
     @classmethod
     def checked(cls, **values: object) -> Experiment:
@@ -405,6 +414,18 @@ def _arms(e: Experiment) -> Faults:
         seen.add(arm.name)
         if len(arm.model_uri) > 512:
             yield f"spec.arms[{index}].modelUri", f"got {len(arm.model_uri)} characters; at most 512 are allowed"
+        elif why := _can_move(arm.model_uri):
+            yield f"spec.arms[{index}].modelUri", f"got {arm.model_uri!r}, {why}, which can move; an immutable version is allowed"
+
+
+def _can_move(uri: str) -> str:
+    """What makes the identity of a model mutable; "" when nothing known does."""
+    if uri.startswith("models:/"):
+        if "@" in uri:
+            return "an alias"
+        if not re.fullmatch(r"models:/+[^/]+/[0-9]+", uri):
+            return "a stage or no version"
+    return "the tag latest" if re.search(r"[:/@]latest$", uri) else ""
 
 
 def _reward(e: Experiment) -> Faults:
@@ -619,3 +640,6 @@ def _rest(e: Experiment) -> Faults:
         if _finite(e.bucket_seconds) and e.bucket_seconds != int(e.bucket_seconds):
             yield "spec.bucket", f"got {e.bucket_seconds:g}s; whole seconds are allowed"
     yield from _seconds("spec.lease", e.lease_seconds, 1, 3600)
+    if not 0 <= e.approval.required <= 20:
+        yield "spec.approval.required", f"got {e.approval.required}; a whole number from 0 to 20 is allowed"
+    yield from _seconds("spec.approval.expiry", e.approval.expiry_seconds, 60, 30 * 86400)

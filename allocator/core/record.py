@@ -10,6 +10,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from allocator.core.approval import Proposal
 from allocator.core.assignment import SLOTS, Layout
 from allocator.core.evidence import Restarts
 from allocator.core.experiment import Experiment
@@ -68,7 +69,8 @@ class Record:
     """One experiment as stored. uid: 16 hexadecimal digits. settled_through: last bucket that takes no outcome any more.
 
     metrics: names in the order in which their bits stand in the deduplication mask; it only ever grows. past_evidence: of earlier
-    activations, as it stood at each resume. warm: count, total and squares (counted units) of an earlier experiment, for each arm.
+    activations, as it stood at each resume. warm: count, total and squares (counted units) of an earlier experiment, for each arm. author:
+    who wrote the present revision. proposal: a riskier change that waits for approvals.
     """
 
     uid: str
@@ -86,6 +88,8 @@ class Record:
     warm: tuple[tuple[float, float, float], ...] = ()
     created_seconds: float = 0.0
     updated_seconds: float = 0.0
+    author: str = ""
+    proposal: Proposal | None = None
 
     @property
     def name(self) -> str:

@@ -1,7 +1,9 @@
 """An operator's command → lifecycle → store with its audit record, in one step, and in force when the method returns.
 
 In: names, who, why. Out: the record as it now is. Making things safer is always allowed; what makes them riskier asks for a reason, the
-right state and the evidence. Every command is refused whole or carried out whole.
+right state and the evidence, and where the spec says so for approvals: then the command becomes the record's `proposal`, and `agree` of
+the last person needed carries it out. Break-glass carries it out at once, and says so loudly. Every command is refused whole or carried
+out whole.
 """
 
 from __future__ import annotations
@@ -9,34 +11,49 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections import OrderedDict
-from collections.abc import Callable
-from enum import Enum
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
+import structlog
+
+from allocator.core import approval
+from allocator.core.approval import Proposal, ProposalKind
 from allocator.core.audit import AuditEntry
 from allocator.core.experiment import Experiment, RewardModel, check
 from allocator.core.lifecycle import Event, State, Status, step
 from allocator.core.outcome import metric_names
 from allocator.core.plan import closed_evidence, enter_stage, plan
 from allocator.core.record import Record
+from allocator.core.revision import differences
+from allocator.core.risk import riskier
 from allocator.core.snapshot import full_name
 from allocator.core.statistics import sums_of
 from allocator.core.tally import REWARD_STREAM, Tally
+from allocator.engine.history import revision_text
 from allocator.engine.planner import Planner
 from allocator.engine.registry import Registry
-from allocator.errors import AlreadyExists, Conflict, InvalidArgument, NotFound, Refused, Violation
+from allocator.engine.revision import check_revision
+from allocator.errors import AlreadyExists, Conflict, InvalidArgument, NotFound, Refused
 from allocator.ports import Clock, Entropy, Save
 
 MAX_REASON = 1000
 MAX_ACTOR = 128
+MAX_NOTE = 10_000
+BREAK_GLASS = "break_glass."  # before the action, in the audit
 REQUESTS_REMEMBERED = 10_000
 T = TypeVar("T")
+Warm = tuple[tuple[float, float, float], ...]
+
+log = structlog.get_logger()
 
 TRIES = 5  # of a command whose record the planner changed meanwhile
 
 
 class Commands:
-    """What people and pipelines may do. `actor` is who, `reason` is why; both go to the audit."""
+    """What people and pipelines may do. `actor` is who, `reason` is why; both go to the audit.
+
+    identified: actors are who they say, because access is controlled. broken_glass: called after each use of break-glass.
+    """
 
     def __init__(self, registry: Registry, planner: Planner, clock: Clock, entropy: Entropy) -> None:
         self._registry = registry
@@ -44,6 +61,8 @@ class Commands:
         self._clock = clock
         self._entropy = entropy
         self._requests: OrderedDict[str, Experiment] = OrderedDict()
+        self.identified = False
+        self.broken_glass: Callable[[], None] = lambda: None
 
     def apply(
         self,
@@ -55,14 +74,17 @@ class Commands:
         request_id: str = "",
         validate_only: bool = False,
         etag_of: Callable[[Record], str] | None = None,
+        break_glass: bool = False,
     ) -> tuple[Record, bool, bool]:
         """Create the experiment in DRAFT or revise it: (record, created, changed).
 
+        A revision of a started experiment that makes anything riskier waits for the approvals that its spec asks for: the record comes
+        back as it is, unchanged, with the revision as its `proposal`. A draft serves nobody, so it is revised freely.
         Raises InvalidArgument with every violation, Conflict when `etag` is not the current one, Refused when it has ended,
         AlreadyExists when `request_id` came before with other content.
         """
         check(experiment)
-        actor, reason = _who(actor), _why(reason, needed=False)
+        actor, reason = _who(actor), _why(reason, needed=break_glass)
         if request_id and self._requests.get(request_id, experiment) != experiment:
             raise AlreadyExists(f"request {request_id!r} came before with other content", reason="REQUEST_ID_REUSED", request_id=request_id)
         warm = self._warm(experiment)
@@ -84,28 +106,26 @@ class Commands:
                     warm=warm,
                     created_seconds=now,
                     updated_seconds=now,
+                    author=actor,
                 )
                 if validate_only:
                     return after, True, True
-                self._save(None, after, "experiment.create", actor, reason, "", _document(experiment))
+                self._save(None, after, self._entry(after, "experiment.create", actor, reason, "", revision_text(after)))
                 return after, True, True
             if before.experiment == experiment:
                 return before, False, False
             check_revision(before, experiment)
-            names = (*before.metrics, *(name for name in metric_names(experiment) if name not in before.metrics))
-            after = dataclasses.replace(
-                before,
-                experiment=experiment,
-                revision=before.revision + 1,
-                version=before.version + 1,
-                metrics=names,
-                warm=warm,
-                updated_seconds=now,
-            )
+            risks = () if before.status.state is State.DRAFT else tuple(riskier(before.experiment, experiment))
+            waits = bool(risks and before.experiment.approval.required)
+            if waits and not break_glass:
+                found = self._proposed(
+                    before, ProposalKind.REVISE, risks, actor, reason, now, experiment=experiment, save=not validate_only
+                )
+                return found, False, False
+            after = self._revised(before, experiment, warm, actor, now)
             if validate_only:
                 return after, False, True
-            old, new = _differences(before.experiment, experiment)
-            self._save(before, after, "experiment.revise", actor, reason, old, new)
+            self._revise(before, after, BREAK_GLASS if waits else "", actor, reason)
             return after, False, True
 
         done = _retried(attempt)
@@ -115,39 +135,48 @@ class Commands:
                 self._requests.popitem(last=False)
         return done
 
-    def start(self, name: str, *, actor: str, reason: str = "") -> Record:
-        """DRAFT → RUNNING, in the first stage."""
-        return self._move(name, Event.STARTED, "experiment.start", actor, _why(reason, needed=False))
+    def start(self, name: str, *, actor: str, reason: str = "", break_glass: bool = False) -> Record:
+        """DRAFT → RUNNING, in the first stage. May wait for approvals: then the record comes back in DRAFT, with its `proposal`."""
+        why = _why(reason, needed=break_glass)
+        return self._ask(name, ProposalKind.START, Event.STARTED, "experiment.start", actor, why, break_glass)
 
     def freeze(self, name: str, *, actor: str, reason: str) -> Record:
         """Everyone gets the incumbent from the return of this method on. Allowed again while frozen: the latch is renewed."""
         return self._move(name, Event.FROZEN, "experiment.freeze", actor, _why(reason))
 
-    def resume(self, name: str, *, actor: str, reason: str) -> Record:
-        """FROZEN → RUNNING, in a new activation: evidence starts again, the earlier one's stays on record, drained arms return."""
-        return self._move(name, Event.RESUMED, "experiment.resume", actor, _why(reason))
+    def resume(self, name: str, *, actor: str, reason: str, break_glass: bool = False) -> Record:
+        """FROZEN → RUNNING, in a new activation: evidence starts again, the earlier one's stays on record, drained arms return.
+
+        May wait for approvals: then the record comes back FROZEN, with its `proposal`.
+        """
+        return self._ask(name, ProposalKind.RESUME, Event.RESUMED, "experiment.resume", actor, _why(reason), break_glass)
 
     def rollback(self, name: str, *, actor: str, reason: str) -> Record:
         """End the experiment on the incumbent."""
         return self._move(name, Event.ROLLED_BACK, "experiment.rollback", actor, _why(reason))
 
-    def conclude(self, name: str, *, actor: str, reason: str, winner: str = "") -> Record:
-        """End the experiment on an arm; the incumbent when none is named."""
+    def conclude(self, name: str, *, actor: str, reason: str, winner: str = "", break_glass: bool = False) -> Record:
+        """End the experiment on an arm; the incumbent when none is named. On a candidate it may wait for approvals, as `resume` may."""
         record = self._registry.get(name)
         names = [arm.name for arm in record.experiment.arms]
-        winner = winner or names[record.experiment.incumbent]
+        incumbent = names[record.experiment.incumbent]
+        winner = winner or incumbent
         if winner not in names:
             raise InvalidArgument.of_field("winner", f"got {winner!r}; one of {', '.join(names)} is allowed")
-        return self._move(name, Event.CONCLUDED, "experiment.conclude", actor, _why(reason), winner)
+        if winner == incumbent:
+            return self._move(name, Event.CONCLUDED, "experiment.conclude", actor, _why(reason), winner)
+        return self._ask(name, ProposalKind.CONCLUDE, Event.CONCLUDED, "experiment.conclude", actor, _why(reason), break_glass, winner)
 
     def approve(self, name: str, *, actor: str, reason: str = "") -> Record:
-        """Agree to entering the next ramp stage. A person counts once."""
+        """Agree to entering the next ramp stage. A person counts once. Where actors are identified, not who wrote the present revision."""
         actor, reason = _who(actor), _why(reason, needed=False)
 
         def attempt() -> Record:
             before = self._running(name, "approved")
             if before.status.stage + 1 >= len(before.experiment.stages):
                 raise Refused(f"{before.name} is in its last stage; there is nothing to approve", reason="LAST_STAGE")
+            if self.identified and actor == before.author:
+                raise Refused(f"{actor} wrote revision {before.revision}; somebody else must agree", reason="SELF_APPROVAL", actor=actor)
             if actor in before.status.approvers:
                 return before
             status = dataclasses.replace(before.status, approvers=(*before.status.approvers, actor))
@@ -156,6 +185,58 @@ class Commands:
         record = _retried(attempt)
         self._planner.replan(record.uid)
         return record
+
+    def agree(self, name: str, *, revision: str, actor: str, reason: str = "") -> Record:
+        """Agree to the pending proposal that `revision` names, its digest; the last person needed carries it out.
+
+        Raises Refused for its author, and when it is void or has expired; NotFound when another proposal waits, or none.
+        """
+        actor, reason = _who(actor), _why(reason, needed=False)
+
+        def attempt() -> Record:
+            before, now = self._registry.get(name), self._clock.now()
+            waiting = approval.named(before.proposal, revision, before.revision, before.status, now)
+            found = approval.agreed(waiting, actor)
+            if found is waiting and not found.complete:
+                return before
+            agreement = self._entry(before, "proposal.approve", actor, reason, "", approval.text_of(found), now)
+            if found.complete:
+                return self._carry_out(dataclasses.replace(before, proposal=found), found, agreement, now)
+            after = dataclasses.replace(before, version=before.version + 1, proposal=found, updated_seconds=now)
+            self._save(before, after, agreement)
+            return after
+
+        record = _retried(attempt)
+        if record.status.state is State.RUNNING:
+            self._replan_now(record)
+        return self._registry.get(name)
+
+    def reject(self, name: str, *, revision: str, actor: str, reason: str) -> Record:
+        """End the pending proposal without carrying it out. Its author may, and so may anybody who may author, operate or approve."""
+        actor, reason = _who(actor), _why(reason)
+
+        def attempt() -> Record:
+            before, now = self._registry.get(name), self._clock.now()
+            found = approval.named(before.proposal, revision, before.revision, before.status, now)
+            after = dataclasses.replace(before, version=before.version + 1, proposal=None, updated_seconds=now)
+            self._save(before, after, self._entry(after, "proposal.reject", actor, reason, approval.text_of(found), ""))
+            return after
+
+        return _retried(attempt)
+
+    def annotate(self, name: str, *, actor: str, text: str) -> Record:
+        """Attach a note, also to an experiment that has ended. It is in the audit log and in what `describe` tells, for good."""
+        actor, text = _who(actor), text.strip()
+        if not 1 <= len(text) <= MAX_NOTE:
+            raise InvalidArgument.of_field("text", f"got {len(text)} characters; 1 to {MAX_NOTE} are allowed")
+
+        def attempt() -> Record:
+            before = self._registry.get(name)
+            after = dataclasses.replace(before, version=before.version + 1, updated_seconds=self._clock.now())
+            self._save(before, after, self._entry(after, "experiment.note", actor, "", "", text))
+            return after
+
+        return _retried(attempt)
 
     def advance(self, name: str, *, actor: str, reason: str = "", stage: int | None = None) -> Record:
         """Enter the next stage if its conditions are met, or step back to an earlier one (always allowed)."""
@@ -185,6 +266,26 @@ class Commands:
         self._replan_now(record)
         return self._registry.get(name)
 
+    def _ask(
+        self, name: str, kind: ProposalKind, event: Event, action: str, actor: str, reason: str, break_glass: bool, winner: str = ""
+    ) -> Record:
+        """Move, or propose to move where the spec asks for approvals."""
+        actor, waits = _who(actor), False
+
+        def attempt() -> Record:
+            nonlocal waits
+            before, now = self._registry.get(name), self._clock.now()
+            step(before.status, event, reason=reason, now=now, winner=winner)  # raises where it could not be carried out either
+            waits = before.experiment.approval.required > 0
+            if not waits or break_glass:
+                return before
+            return self._proposed(before, kind, (approval.risk_of(kind, winner),), actor, reason, now, winner=winner)
+
+        record = _retried(attempt)
+        if waits and not break_glass:
+            return record
+        return self._move(name, event, (BREAK_GLASS if waits else "") + action, actor, reason, winner)
+
     def _move(self, name: str, event: Event, action: str, actor: str, reason: str, winner: str = "") -> Record:
         actor = _who(actor)
 
@@ -199,12 +300,96 @@ class Commands:
             return self._registry.get(name)
         return record
 
-    def _change(self, before: Record, status: Status, action: str, actor: str, reason: str) -> Record:
+    def _proposed(
+        self,
+        before: Record,
+        kind: ProposalKind,
+        risks: tuple[str, ...],
+        actor: str,
+        reason: str,
+        now: float,
+        *,
+        experiment: Experiment | None = None,
+        winner: str = "",
+        save: bool = True,
+    ) -> Record:
+        """The record with this as its proposal; one that waits already keeps its approvals."""
+        waiting = before.proposal
+        if waiting is not None and approval.is_this(waiting, kind, experiment, winner, before.revision, before.status, now):
+            return before
+        terms = before.experiment.approval
+        made = approval.propose(
+            before.uid,
+            kind,
+            before.revision,
+            before.status,
+            risks,
+            required=terms.required,
+            expiry_seconds=terms.expiry_seconds,
+            author=actor,
+            reason=reason,
+            now=now,
+            experiment=experiment,
+            winner=winner,
+        )
+        after = dataclasses.replace(before, version=before.version + 1, proposal=made, updated_seconds=now)
+        if save:
+            old = approval.text_of(waiting) if waiting is not None else ""
+            self._save(before, after, self._entry(after, "proposal.create", actor, reason, old, approval.text_of(made)))
+        return after
+
+    def _carry_out(self, before: Record, done: Proposal, agreement: AuditEntry, now: float) -> Record:
+        """What enough people agreed to, as its author's act."""
+        if done.kind is ProposalKind.REVISE:
+            assert done.experiment is not None
+            check_revision(before, done.experiment)
+            after = self._revised(before, done.experiment, self._warm(done.experiment), done.author, now)
+            self._revise(before, after, "", done.author, done.reason, (agreement,), done.approvers)
+            return after
+        event, action = _MOVES[done.kind]
+        status = step(before.status, event, reason=done.reason, now=now, winner=done.winner)
+        return self._change(before, status, action, done.author, done.reason, (agreement,))
+
+    def _revised(self, before: Record, experiment: Experiment, warm: Warm, author: str, now: float) -> Record:
+        names = (*before.metrics, *(name for name in metric_names(experiment) if name not in before.metrics))
+        return dataclasses.replace(
+            before,
+            experiment=experiment,
+            revision=before.revision + 1,
+            version=before.version + 1,
+            metrics=names,
+            warm=warm,
+            updated_seconds=now,
+            author=author,
+            proposal=None,
+        )
+
+    def _revise(
+        self,
+        before: Record,
+        after: Record,
+        prefix: str,
+        actor: str,
+        reason: str,
+        first: tuple[AuditEntry, ...] = (),
+        approvers: Sequence[str] = (),
+    ) -> None:
+        old = json.dumps(differences(before.experiment, after.experiment))
+        entry = self._entry(after, f"{prefix}experiment.revise", actor, reason, old, revision_text(after, approvers))
+        self._save(before, after, *first, entry)
+
+    def _change(
+        self, before: Record, status: Status, action: str, actor: str, reason: str, first: tuple[AuditEntry, ...] = ()
+    ) -> Record:
         resumed = status.activation != before.status.activation
         past = before.past_evidence
         if resumed:
             now = self._clock.now()
             past = (*past, *closed_evidence(before, self._planner.tally(before), now))
+        carried_out = bool(first)
+        proposal = before.proposal
+        if proposal is not None and (carried_out or not approval.fits(proposal, before.revision, status)):
+            proposal = None
         after = dataclasses.replace(
             before,
             version=before.version + 1,
@@ -212,15 +397,23 @@ class Commands:
             evidence=() if resumed else before.evidence,
             past_evidence=past,
             updated_seconds=self._clock.now(),
+            proposal=proposal,
         )
-        self._save(before, after, action, actor, reason, _status_text(before.status), _status_text(status))
+        text = _status_text(status, before.proposal.approvers if carried_out and before.proposal is not None else ())
+        self._save(before, after, *first, self._entry(after, action, actor, reason, _status_text(before.status), text))
         return after
 
-    def _save(self, before: Record | None, after: Record, action: str, actor: str, reason: str, old: str, new: str) -> None:
-        entry = AuditEntry(after.updated_seconds, actor, action, after.name, reason, old, new)
-        error = self._registry.write([Save(after, None if before is None else before.version, (entry,))])[0]
+    def _entry(self, record: Record, action: str, actor: str, reason: str, old: str, new: str, now: float | None = None) -> AuditEntry:
+        return AuditEntry(record.updated_seconds if now is None else now, actor, action, record.name, reason, old, new)
+
+    def _save(self, before: Record | None, after: Record, *entries: AuditEntry) -> None:
+        error = self._registry.write([Save(after, None if before is None else before.version, entries)])[0]
         if error is not None:
             raise error
+        for entry in entries:
+            if entry.action.startswith(BREAK_GLASS):
+                log.error("break_glass", actor=entry.actor, action=entry.action, experiment=entry.experiment, reason=entry.reason)
+                self.broken_glass()
         self._planner.replan(after.uid)
 
     def _replan_now(self, record: Record) -> None:
@@ -231,10 +424,11 @@ class Commands:
     def _running(self, name: str, what: str) -> Record:
         record = self._registry.get(name)
         if record.status.state is not State.RUNNING:
-            raise Refused(f"{record.name} is {record.status.state.value} and cannot be {what}", reason="WRONG_STATE", state=record.status.state.value)
+            state = record.status.state.value
+            raise Refused(f"{record.name} is {state} and cannot be {what}", reason="WRONG_STATE", state=state)
         return record
 
-    def _warm(self, experiment: Experiment) -> tuple[tuple[float, float, float], ...]:
+    def _warm(self, experiment: Experiment) -> Warm:
         """Sums of the earlier experiment for each arm of the same name, in counted units."""
         warm = experiment.reward.warm_start
         if warm is None:
@@ -252,60 +446,6 @@ class Commands:
         learned = _total(found)
         index = {arm.name: i for i, arm in enumerate(earlier.experiment.arms)}
         return tuple(learned[index[arm.name]] if arm.name in index else (0.0, 0.0, 0.0) for arm in experiment.arms)
-
-
-def check_revision(before: Record, after: Experiment) -> None:
-    """May a record's spec become `after`? Raises Refused when it has ended, InvalidArgument with every field that may not change."""
-    state, old = before.status.state, before.experiment
-    if state in (State.ROLLED_BACK, State.CONCLUDED):
-        raise Refused(
-            f"{before.name} is {state.value} and cannot be revised; apply it under another name", reason="WRONG_STATE", state=state.value
-        )
-    if state is State.DRAFT:
-        return
-    found = []
-    why = "cannot change once the experiment has started; apply a new experiment under another name"
-    for index, arm in enumerate(old.arms):
-        if index >= len(after.arms) or after.arms[index] != arm:
-            got = after.arms[index].name if index < len(after.arms) else "nothing"
-            found.append(Violation(f"spec.arms[{index}]", f"got {got} for {arm.name}: name, order, incumbent and modelUri {why}; arms may be added at the end"))
-    if after.segments != old.segments:
-        found.append(Violation("spec.segments", f"got others: they {why}"))
-    for path, a, b in (
-        ("spec.reward", dataclasses.replace(old.reward, warm_start=None), dataclasses.replace(after.reward, warm_start=None)),
-        ("spec.reward.warmStart", old.reward.warm_start, after.reward.warm_start),
-        ("spec.assignment", old.assignment, after.assignment),
-        ("spec.policy.halfLife", old.policy.half_life_seconds, after.policy.half_life_seconds),
-        ("spec.policy.weights", old.policy.pooling, after.policy.pooling),
-        ("spec.bucket", old.bucket_seconds, after.bucket_seconds),
-        ("spec.unitContribution", old.unit_contribution, after.unit_contribution),
-    ):
-        if a != b:
-            found.append(Violation(path, f"got another value than the running one: it {why}"))
-    a, b = old.exposure, after.exposure
-    counted = a.budget.requests is not None or a.budget.loss is not None
-    for path, kept, value in (
-        ("budget.requests", counted, b.budget.requests),
-        ("budget.loss", counted, b.budget.loss),
-        ("budget.units", a.budget.units is not None, b.budget.units),
-        ("maxLoss", a.max_loss is not None, b.max_loss),
-    ):
-        if value is not None and not kept:
-            found.append(
-                Violation(
-                    f"spec.exposure.{path}",
-                    f"got {value}, and the experiment began without: what candidates received since was not held against it. It can change"
-                    " or go, but not come; apply a new experiment under another name",
-                )
-            )
-    if before.status.stage >= len(after.stages):
-        found.append(Violation("spec.ramp", f"got {len(after.stages)} stages, and the experiment is in stage {before.status.stage}"))
-    if found:
-        raise InvalidArgument(
-            f"{before.name} is {state.value}; {len(found)} field{'s' if len(found) > 1 else ''} cannot be revised",
-            violations=found,
-            reason="CANNOT_REVISE",
-        )
 
 
 def _retried(attempt: Callable[[], T]) -> T:
@@ -341,22 +481,13 @@ def _why(reason: str, *, needed: bool = True) -> str:
     return reason
 
 
-def _status_text(status: Status) -> str:
-    return json.dumps({"state": status.state.value, "stage": status.stage, "activation": status.activation, "winner": status.winner})
+_MOVES = {
+    ProposalKind.START: (Event.STARTED, "experiment.start"),
+    ProposalKind.RESUME: (Event.RESUMED, "experiment.resume"),
+    ProposalKind.CONCLUDE: (Event.CONCLUDED, "experiment.conclude"),
+}
 
 
-def _document(experiment: Experiment) -> str:
-    return json.dumps(dataclasses.asdict(experiment), default=_plain, sort_keys=True)
-
-
-def _differences(before: Experiment, after: Experiment) -> tuple[str, str]:
-    """The fields that differ, as JSON, before and after."""
-    old, new = dataclasses.asdict(before), dataclasses.asdict(after)
-    names = [name for name in old if old[name] != new[name]]
-    return tuple(json.dumps({name: values[name] for name in names}, default=_plain, sort_keys=True) for values in (old, new))  # type: ignore[return-value]
-
-
-def _plain(value: object) -> object:
-    if isinstance(value, Enum):
-        return value.value
-    raise TypeError(f"{type(value).__name__} has no JSON form")
+def _status_text(status: Status, approvers: Sequence[str] = ()) -> str:
+    text = {"state": status.state.value, "stage": status.stage, "activation": status.activation, "winner": status.winner}
+    return json.dumps({**text, "approvers": approvers} if approvers else text)

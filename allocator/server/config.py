@@ -11,6 +11,7 @@ from allocator.errors import InvalidArgument, Violation
 LOG_FORMATS = ("pretty", "json")
 STORES = "sqlite:PATH, memory:, redis://HOST, redis+sentinel://HOSTS/SERVICE or redis+cluster://HOSTS"
 REDIS = re.compile(r"rediss?(\+sentinel|\+cluster)?://.+")
+ACCESS = ("open", "tokens")
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +22,9 @@ class Config:
     specs: files to apply at the start. refresh_seconds: between two refreshes of the weights. drain_seconds: between "not serving" and
     the end of accepting calls, for load balancers to notice; grace_seconds: for calls under way after that. decision_log: folder, "" for
     none; decision_log_days: how long it is kept, 0 for ever; decision_log_context: attributes of requests to keep in it.
+
+    tls_cert, tls_key, tls_client_ca: PEM files, "" for none. access: `open`, or `tokens` to ask each call for one. reflection: answer
+    what the services look like; None: on loopback only. audit_checkpoint: a file for the heads of the audit log, "" for none.
     """
 
     listen: str = "127.0.0.1:50051"
@@ -35,6 +39,12 @@ class Config:
     decision_log: str = ""
     decision_log_days: int = 30
     decision_log_context: tuple[str, ...] = ()
+    tls_cert: str = ""
+    tls_key: str = ""
+    tls_client_ca: str = ""
+    access: str = "open"
+    reflection: bool | None = None
+    audit_checkpoint: str = ""
 
     def __post_init__(self) -> None:
         found = [*_address("listen", self.listen), *(_address("metrics", self.metrics) if self.metrics else ())]
@@ -50,12 +60,22 @@ class Config:
         for name in ("drain_seconds", "grace_seconds"):
             if not 0 <= getattr(self, name) <= 600:
                 found.append(Violation(name.removesuffix("_seconds"), f"got {getattr(self, name)}; seconds from 0 to 600 are allowed"))
-        if not found and not self.insecure and not is_loopback(self.listen):
+        if self.access not in ACCESS:
+            found.append(Violation("access", f"got {self.access!r}; one of {', '.join(ACCESS)} is allowed"))
+        if bool(self.tls_cert) != bool(self.tls_key):
+            missing = "tls-key" if self.tls_cert else "tls-cert"
+            found.append(Violation(missing, "got nothing; a certificate and its key go together"))
+        if self.tls_client_ca and not self.tls_cert:
+            found.append(Violation("tls-client-ca", "got it without --tls-cert; clients prove themselves inside TLS only"))
+        if not found and not self.insecure and not is_loopback(self.listen) and not (self.tls_cert and self.access == "tokens"):
+            lacking = " and ".join(
+                what for what, there in (("encrypted", self.tls_cert), ("authenticated", self.access == "tokens")) if not there
+            )
             found.append(
                 Violation(
                     "listen",
-                    f"got {self.listen!r}, which other machines can reach, and calls are neither encrypted nor authenticated;"
-                    " listen on 127.0.0.1 behind a proxy that does both, or insist with --insecure",
+                    f"got {self.listen!r}, which other machines can reach, and calls are not {lacking}: give it --tls-cert, --tls-key and"
+                    " --access tokens, listen on 127.0.0.1, or insist with --insecure",
                 )
             )
         if found:

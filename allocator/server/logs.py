@@ -1,4 +1,8 @@
-"""Logging of a server: one event a line on stderr, with stable event names; JSON for machines, colours for people."""
+"""Logging of a server: one event a line on stderr, with stable event names; JSON for machines, colours for people.
+
+What people wrote (reasons, names) and what callers sent may hold anything; none of it ends a line or steers a terminal: JSON escapes it,
+and for people whatever cannot be printed becomes a space. Tracebacks show no local variables: these hold units and tokens.
+"""
 
 from __future__ import annotations
 
@@ -17,9 +21,20 @@ def set_up(log_format: str) -> None:
     if log_format == "json":
         processors += [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
     else:
-        processors += [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
+        console = structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback)
+        processors += [_printable, console]
     structlog.configure(
         processors=processors,
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
         cache_logger_on_first_use=True,
     )
+
+
+def _printable(_logger: object, _method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    return {key: _clean(value) for key, value in event.items()}
+
+
+def _clean(value: object) -> object:
+    if isinstance(value, str):
+        return "".join(character if character.isprintable() else " " for character in value)
+    return value if isinstance(value, int | float | bool | None | BaseException | tuple) else _clean(repr(value))

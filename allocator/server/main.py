@@ -20,19 +20,25 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 import grpc
 import structlog
 import uvloop
+from google.protobuf.message import Message
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health
-from grpc_reflection.v1alpha import reflection
+from grpc_reflection.v1alpha.reflection import SERVICE_NAME as REFLECTION_NAME
 from prometheus_client import CollectorRegistry, make_wsgi_app
 
 from allocator.core import best_arm, confidence, evidence
 from allocator.engine.engine import Engine
+from allocator.engine.tokens import Tokens
 from allocator.errors import AllocatorError, Unavailable
 from allocator.ports import Clock, Entropy, Store, SystemClock, SystemEntropy
-from allocator.server.config import Config
-from allocator.server.interceptors import instant, streaming, unary
+from allocator.server import reflection
+from allocator.server.access import REFLECTION, Access, Gate
+from allocator.server.checkpoints import Checkpoints
+from allocator.server.config import Config, is_loopback
+from allocator.server.interceptors import Unary, instant, streaming, unary
 from allocator.server.metrics import Metrics
 from allocator.server.servicers import AllocatorServicer, OperatorServicer
+from allocator.server.tls import Certificates
 from allocator.stores.memory import MemoryStore
 from allocator.stores.sqlite import SqliteStore
 from allocator.v1 import allocator_service_pb2 as service_pb
@@ -45,6 +51,8 @@ if TYPE_CHECKING:  # it brings pyarrow along, which a server without a log need 
 SERVICES = ("allocator.v1.AllocatorService", "allocator.v1.OperatorService")
 THREADS = 32
 FLUSH_SECONDS = 0.25
+CHECKPOINT_SECONDS = 60.0
+TOKENS_SECONDS = 0.5  # between two looks at the tokens: with a stream's heartbeat, a revoked one ends within 2 s everywhere
 MAX_MESSAGE = 4 << 20
 
 log = structlog.get_logger()
@@ -75,8 +83,13 @@ class Server:
         store = self._given_store or open_store(config.store, self._entropy)
         try:
             registry = CollectorRegistry()
+            self.tokens = Tokens(store, self._clock, self._entropy)
+            self.tokens.refresh()
+            self._checkpoints = Checkpoints(store, config.audit_checkpoint, self._clock)
             self.engine = Engine(store, self._clock, self._entropy, config.refresh_seconds, lambda planned: metrics.planned(planned))
             metrics = self.metrics = Metrics(registry, self.engine.live.age)
+            self.engine.commands.identified = config.access == "tokens"
+            self.engine.commands.broken_glass = metrics.break_glass.inc
             self.engine.start(threads=False)
             load_specs(self.engine, config.specs)
             self._log = open_decision_log(config, self.engine, metrics)
@@ -93,7 +106,7 @@ class Server:
         self.engine.decider.low = self._low.set  # called where decisions are made: in this loop's thread
         self.engine.planner.start()
         await self._grpc.start()
-        self._tasks += [asyncio.create_task(self._flush()), asyncio.create_task(self._lease())]
+        self._tasks += [asyncio.create_task(task) for task in (self._flush(), self._lease(), self._look_at_tokens(), self._checkpoint())]
         for name in ("", *SERVICES):
             await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
         log.info(
@@ -101,6 +114,8 @@ class Server:
             address=self.address,
             metrics=self.metrics_address,
             store=config.shown_store,
+            access=config.access,
+            tls=bool(config.tls_cert),
             experiments=len(self.engine.live.snapshot.entries),
         )
 
@@ -117,6 +132,7 @@ class Server:
             self._web.shutdown()
             self._web.server_close()
         loop = asyncio.get_running_loop()
+        await loop.run_in_executor(self._threads, self._checkpoints.write)
         if self._log is not None:
             await loop.run_in_executor(self._threads, self._log.close)
         await loop.run_in_executor(self._threads, self.engine.close)
@@ -134,19 +150,28 @@ class Server:
             ]
         )
         a = self._allocator = AllocatorServicer(self.engine, metrics, self._threads, self._log)
-        o = OperatorServicer(self.engine, self._threads)
+        o = OperatorServicer(self.engine, self.tokens, self._threads)
+        access = Access(self.tokens, self.engine.registry, self._clock) if self._config.access == "tokens" else None
+
+        def gate(method: str) -> Gate | None:
+            return None if access is None else access.gate(method)
+
+        def call(name: str, request_type: type[Message], method: Unary) -> grpc.RpcMethodHandler:
+            return unary(metrics, name, request_type, method, gate(f"/{SERVICES[0]}/{name}"))
+
+        watch = gate(f"/{SERVICES[0]}/WatchSnapshots")
         calls = {
-            "Decide": instant(metrics, "Decide", a.decide),
-            "BatchDecide": unary(metrics, "BatchDecide", service_pb.BatchDecideRequest, a.batch_decide),
-            "ReportOutcomes": unary(metrics, "ReportOutcomes", service_pb.ReportOutcomesRequest, a.report_outcomes),
-            "WatchSnapshots": streaming(metrics, "WatchSnapshots", service_pb.WatchSnapshotsRequest, a.watch_snapshots),
-            "LeaseExposure": unary(metrics, "LeaseExposure", service_pb.LeaseExposureRequest, a.lease_exposure),
+            "Decide": instant(metrics, "Decide", service_pb.DecideRequest, a.decide, gate(f"/{SERVICES[0]}/Decide")),
+            "BatchDecide": call("BatchDecide", service_pb.BatchDecideRequest, a.batch_decide),
+            "ReportOutcomes": call("ReportOutcomes", service_pb.ReportOutcomesRequest, a.report_outcomes),
+            "WatchSnapshots": streaming(metrics, "WatchSnapshots", service_pb.WatchSnapshotsRequest, a.watch_snapshots, watch),
+            "LeaseExposure": call("LeaseExposure", service_pb.LeaseExposureRequest, a.lease_exposure),
         }
         operator = {}
         for method in operator_pb.DESCRIPTOR.services_by_name["OperatorService"].methods:
             words = "".join("_" + c.lower() if c.isupper() else c for c in method.name).lstrip("_")
             request_type = getattr(operator_pb, method.input_type.name)
-            operator[method.name] = unary(metrics, method.name, request_type, getattr(o, words))
+            operator[method.name] = unary(metrics, method.name, request_type, getattr(o, words), gate(f"/{SERVICES[1]}/{method.name}"))
         server.add_generic_rpc_handlers(
             (
                 grpc.method_handlers_generic_handler(SERVICES[0], calls),
@@ -155,15 +180,20 @@ class Server:
         )
         self._health = health.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, _Generic(server))
-        reflection.enable_server_reflection(
-            (*SERVICES, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, reflection.SERVICE_NAME), _Generic(server)
-        )
+        wanted = self._config.reflection
+        if is_loopback(self._config.listen) if wanted is None else wanted:
+            names = (*SERVICES, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, REFLECTION_NAME)
+            reflection.add(_Generic(server), names, gate(f"{REFLECTION}ServerReflectionInfo"))
         return server
 
     def _bind(self, listen: str) -> str:
         host, _, port = listen.rpartition(":")
         try:
-            bound = self._grpc.add_insecure_port(listen)
+            if self._config.tls_cert:
+                files = Certificates(self._config.tls_cert, self._config.tls_key, self._config.tls_client_ca)
+                bound = self._grpc.add_secure_port(listen, files.credentials())
+            else:
+                bound = self._grpc.add_insecure_port(listen)
         except RuntimeError as exc:
             raise Unavailable(
                 f"cannot listen on {listen}: another process has the port, or the address is not this machine's",
@@ -194,6 +224,23 @@ class Server:
                 await self._allocator.flush_exposures()
             except AllocatorError as error:
                 log.warning("exposures.not_stored", reason=error.reason, error=error.message)
+
+    async def _look_at_tokens(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(TOKENS_SECONDS)
+            try:
+                await loop.run_in_executor(self._threads, self.tokens.refresh)
+            except AllocatorError as error:
+                log.warning("tokens.not_refreshed", reason=error.reason, error=error.message)
+            except Exception:  # a token that cannot be read: those known so far stay good
+                log.exception("tokens.crashed")
+
+    async def _checkpoint(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            await loop.run_in_executor(self._threads, self._checkpoints.write)
+            await asyncio.sleep(CHECKPOINT_SECONDS)
 
 
 class _Generic:
@@ -248,7 +295,8 @@ def load_specs(engine: Engine, paths: tuple[str, ...]) -> None:
     for path in paths:
         for loaded in spec.load_file(Path(path)):
             record, created, changed = engine.commands.apply(loaded.experiment, actor="server", reason=f"loaded from {path}")
-            log.info("spec.loaded", experiment=record.name, created=created, changed=changed, state=record.status.state.value)
+            waits, state = record.experiment != loaded.experiment, record.status.state.value
+            log.info("spec.loaded", experiment=record.name, created=created, changed=changed, pending=waits, state=state)
 
 
 def serve_metrics(listen: str, registry: CollectorRegistry, ready: Callable[[], bool]) -> WSGIServer:

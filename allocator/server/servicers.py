@@ -14,17 +14,21 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from allocator.core.assignment import unit_hash
-from allocator.core.audit import first_broken
 from allocator.core.decision import Decision, Reason, check_unit, check_units
 from allocator.core.decision_id import NONCE_BYTES
+from allocator.core.lifecycle import State
 from allocator.core.outcome import Outcome
 from allocator.core.record import Record
+from allocator.core.selector import selector
 from allocator.core.snapshot import Entry, full_name
+from allocator.engine import history
 from allocator.engine.engine import Engine
 from allocator.engine.exposures import ExposureBatch
 from allocator.engine.ingest import Result
+from allocator.engine.tokens import Tokens
 from allocator.errors import AllocatorError, InvalidArgument, NotFound
 from allocator.ports import Entropy
+from allocator.server.governance import Governance, actor_of, page_size
 from allocator.server.metrics import Metrics
 from allocator.server.tallies import Cell
 from allocator.server.watch import Feed
@@ -34,6 +38,7 @@ from allocator.v1 import operator_service_pb2 as operator_pb
 from allocator.wire import convert, snapshots
 from allocator.wire.description import description_to_message
 from allocator.wire.exposures import KINDS, exposure_from_message, uid_from_text
+from allocator.wire.governance import annotation_to_message
 from allocator.wire.scalars import timestamp
 from allocator.wire.statistics import rows_to_messages
 
@@ -42,7 +47,6 @@ if TYPE_CHECKING:  # it brings pyarrow along, which a server without a log need 
 
 MAX_UNITS = 10_000
 MAX_ATTRIBUTES = 64
-DEFAULT_PAGE, MAX_PAGE = 50, 1000
 MAX_LEASES = 1000
 NONCES_AT_ONCE = 512
 STATUSES = dict(pb.OutcomeStatus.items())
@@ -195,11 +199,12 @@ class AllocatorServicer:
         return await asyncio.get_running_loop().run_in_executor(self._threads, function, *arguments)
 
 
-class OperatorServicer:
+class OperatorServicer(Governance):
     """For people and pipelines. Every method runs in a thread: it may wait for the store."""
 
-    def __init__(self, engine: Engine, threads: ThreadPoolExecutor) -> None:
+    def __init__(self, engine: Engine, tokens: Tokens, threads: ThreadPoolExecutor) -> None:
         self._engine = engine
+        self._tokens = tokens
         self._commands = engine.commands
         self._threads = threads
 
@@ -207,16 +212,21 @@ class OperatorServicer:
         """ApplyExperiment."""
 
         def apply() -> operator_pb.ApplyExperimentResponse:
+            experiment = convert.experiment_from_message(request.experiment)
             record, created, changed = self._commands.apply(
-                convert.experiment_from_message(request.experiment),
-                actor=_actor(request.actor),
+                experiment,
+                actor=actor_of(request.actor),
                 reason=request.reason,
                 etag=request.etag or None,
                 request_id=request.request_id,
                 validate_only=request.validate_only,
                 etag_of=convert.etag,
+                break_glass=request.break_glass,
             )
-            return operator_pb.ApplyExperimentResponse(experiment=convert.record_to_message(record), created=created, changed=changed)
+            pending = record.experiment != experiment
+            return operator_pb.ApplyExperimentResponse(
+                experiment=convert.record_to_message(record), created=created, changed=changed, pending=pending
+            )
 
         return await self._in_thread(apply)
 
@@ -226,11 +236,13 @@ class OperatorServicer:
 
     async def list_experiments(self, request: operator_pb.ListExperimentsRequest) -> operator_pb.ListExperimentsResponse:
         """ListExperiments, by name; the page token is the last name of the page before."""
-        size = _page_size(request.page_size)
+        size, fits = page_size(request.page_size), selector(request.selector)
         names = [
             record
             for record in self._engine.registry.all()
-            if record.name > request.page_token and (not request.namespace or record.experiment.namespace == request.namespace)
+            if record.name > request.page_token
+            and (not request.namespace or record.experiment.namespace == request.namespace)
+            and fits(record.experiment.labels)
         ]
         reply = operator_pb.ListExperimentsResponse(experiments=[convert.record_to_message(record) for record in names[:size]])
         if len(names) > size:
@@ -239,17 +251,29 @@ class OperatorServicer:
 
     async def describe_experiment(self, request: operator_pb.DescribeExperimentRequest) -> operator_pb.DescribeExperimentResponse:
         """DescribeExperiment."""
-        return await self._in_thread(lambda: description_to_message(self._engine.describe(request.experiment)))
+
+        def describe() -> operator_pb.DescribeExperimentResponse:
+            message = description_to_message(self._engine.describe(request.experiment))
+            told = history.annotations(self._engine.store, full_name(request.experiment))
+            message.annotations.extend(map(annotation_to_message, told))
+            return message
+
+        return await self._in_thread(describe)
 
     async def start_experiment(self, request: operator_pb.StartExperimentRequest) -> operator_pb.StartExperimentResponse:
         """StartExperiment."""
-        record = await self._command(self._commands.start, request)
-        return operator_pb.StartExperimentResponse(experiment=convert.record_to_message(record))
+        record = await self._command(self._commands.start, request, break_glass=request.break_glass)
+        pending = record.status.state is State.DRAFT
+        return operator_pb.StartExperimentResponse(experiment=convert.record_to_message(record), pending=pending)
 
     async def approve_experiment(self, request: operator_pb.ApproveExperimentRequest) -> operator_pb.ApproveExperimentResponse:
         """ApproveExperiment."""
-        record = await self._command(self._commands.approve, request)
-        return operator_pb.ApproveExperimentResponse(experiment=convert.record_to_message(record))
+        if request.revision:
+            record = await self._command(self._commands.agree, request, revision=request.revision)
+            pending = record.proposal is not None and record.proposal.digest.startswith(request.revision.lower())
+        else:
+            record, pending = await self._command(self._commands.approve, request), False
+        return operator_pb.ApproveExperimentResponse(experiment=convert.record_to_message(record), pending=pending)
 
     async def advance_experiment(self, request: operator_pb.AdvanceExperimentRequest) -> operator_pb.AdvanceExperimentResponse:
         """AdvanceExperiment."""
@@ -264,8 +288,9 @@ class OperatorServicer:
 
     async def resume_experiment(self, request: operator_pb.ResumeExperimentRequest) -> operator_pb.ResumeExperimentResponse:
         """ResumeExperiment."""
-        record = await self._command(self._commands.resume, request)
-        return operator_pb.ResumeExperimentResponse(experiment=convert.record_to_message(record))
+        record = await self._command(self._commands.resume, request, break_glass=request.break_glass)
+        pending = record.status.state is State.FROZEN
+        return operator_pb.ResumeExperimentResponse(experiment=convert.record_to_message(record), pending=pending)
 
     async def rollback_experiment(self, request: operator_pb.RollbackExperimentRequest) -> operator_pb.RollbackExperimentResponse:
         """RollbackExperiment."""
@@ -274,36 +299,9 @@ class OperatorServicer:
 
     async def conclude_experiment(self, request: operator_pb.ConcludeExperimentRequest) -> operator_pb.ConcludeExperimentResponse:
         """ConcludeExperiment."""
-        record = await self._command(self._commands.conclude, request, winner=request.winner)
-        return operator_pb.ConcludeExperimentResponse(experiment=convert.record_to_message(record))
-
-    async def list_audit_records(self, request: operator_pb.ListAuditRecordsRequest) -> operator_pb.ListAuditRecordsResponse:
-        """ListAuditRecords, oldest first; the page token is the last sequence of the page before."""
-        size = _page_size(request.page_size)
-        if request.page_token and not request.page_token.isdigit():
-            raise InvalidArgument.of_field("page_token", f"got {request.page_token[:40]!r}; a token from an earlier answer is allowed")
-        after = int(request.page_token or 0)
-        name = full_name(request.experiment) if request.experiment else None
-        records = await self._in_thread(lambda: self._engine.store.audit(after, size + 1, name))
-        reply = operator_pb.ListAuditRecordsResponse(records=[convert.audit_to_message(record) for record in records[:size]])
-        if len(records) > size:
-            reply.next_page_token = str(records[size - 1].sequence)
-        return reply
-
-    async def verify_audit_records(self, request: operator_pb.VerifyAuditRecordsRequest) -> operator_pb.VerifyAuditRecordsResponse:
-        """VerifyAuditRecords."""
-
-        def verify() -> operator_pb.VerifyAuditRecordsResponse:
-            records, page = [], self._engine.store.audit()
-            while page:
-                records += page
-                page = self._engine.store.audit(records[-1].sequence)
-            broken = first_broken(records)
-            return operator_pb.VerifyAuditRecordsResponse(
-                intact=broken == 0, records=len(records), first_broken=broken, head=records[-1].digest if records else ""
-            )
-
-        return await self._in_thread(verify)
+        record = await self._command(self._commands.conclude, request, winner=request.winner, break_glass=request.break_glass)
+        pending = record.status.state is not State.CONCLUDED
+        return operator_pb.ConcludeExperimentResponse(experiment=convert.record_to_message(record), pending=pending)
 
     async def get_statistics(self, request: operator_pb.GetStatisticsRequest) -> operator_pb.GetStatisticsResponse:
         """GetStatistics."""
@@ -326,7 +324,7 @@ class OperatorServicer:
         return reply
 
     async def _command(self, command: Callable[..., Record], request: Any, **more: Any) -> Record:
-        return await self._in_thread(lambda: command(request.experiment, actor=_actor(request.actor), reason=request.reason, **more))
+        return await self._in_thread(lambda: command(request.experiment, actor=actor_of(request.actor), reason=request.reason, **more))
 
     async def _in_thread(self, function: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._threads, function)
@@ -363,13 +361,3 @@ def _lease(index: int, lease: service_pb.ExposureLease) -> tuple[str, int, str, 
     if lease.exposures < 0:
         raise InvalidArgument.of_field(f"leases[{index}].exposures", f"got {lease.exposures}; a number of at least 0 is allowed")
     return uid_from_text(lease.uid).hex(), lease.arm, kind, lease.exposures
-
-
-def _actor(actor: str) -> str:
-    return actor or "anonymous"
-
-
-def _page_size(asked: int) -> int:
-    if asked < 0:
-        raise InvalidArgument.of_field("page_size", f"got {asked}; a number of at least 0 is allowed")
-    return min(asked or DEFAULT_PAGE, MAX_PAGE)

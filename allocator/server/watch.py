@@ -110,6 +110,7 @@ def changes(
     sequence: int, entries: list[Entry], removed: list[str], full: bool, namespaces: frozenset[str]
 ) -> list[service_pb.WatchSnapshotsResponse]:
     """A change in pieces that no message limit minds. None where nothing of these namespaces (empty: all) changed."""
+    removed = [name for name in removed if not namespaces or name.partition("/")[0] in namespaces]
     pieces = [service_pb.SnapshotChange(sequence=sequence, removed=removed, full=full)]
     size = 0
     for entry in entries:

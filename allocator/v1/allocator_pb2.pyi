@@ -95,6 +95,14 @@ class Verdict(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     VERDICT_BREACH: _ClassVar[Verdict]
     VERDICT_HOLD: _ClassVar[Verdict]
 
+class ProposalKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    PROPOSAL_KIND_UNSPECIFIED: _ClassVar[ProposalKind]
+    PROPOSAL_KIND_REVISE: _ClassVar[ProposalKind]
+    PROPOSAL_KIND_START: _ClassVar[ProposalKind]
+    PROPOSAL_KIND_RESUME: _ClassVar[ProposalKind]
+    PROPOSAL_KIND_CONCLUDE: _ClassVar[ProposalKind]
+
 class Reason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     REASON_UNSPECIFIED: _ClassVar[Reason]
@@ -117,6 +125,18 @@ class OutcomeStatus(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     OUTCOME_STATUS_LATE: _ClassVar[OutcomeStatus]
     OUTCOME_STATUS_REFUSED: _ClassVar[OutcomeStatus]
     OUTCOME_STATUS_IGNORED: _ClassVar[OutcomeStatus]
+
+class Role(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    ROLE_UNSPECIFIED: _ClassVar[Role]
+    ROLE_DECIDE: _ClassVar[Role]
+    ROLE_REPORT: _ClassVar[Role]
+    ROLE_WATCH: _ClassVar[Role]
+    ROLE_VIEW: _ClassVar[Role]
+    ROLE_OPERATE: _ClassVar[Role]
+    ROLE_AUTHOR: _ClassVar[Role]
+    ROLE_APPROVE: _ClassVar[Role]
+    ROLE_ADMIN: _ClassVar[Role]
 ASSIGNMENT_UNSPECIFIED: Assignment
 ASSIGNMENT_STICKY: Assignment
 ASSIGNMENT_PER_REQUEST: Assignment
@@ -164,6 +184,11 @@ VERDICT_CLEAR: Verdict
 VERDICT_WARN: Verdict
 VERDICT_BREACH: Verdict
 VERDICT_HOLD: Verdict
+PROPOSAL_KIND_UNSPECIFIED: ProposalKind
+PROPOSAL_KIND_REVISE: ProposalKind
+PROPOSAL_KIND_START: ProposalKind
+PROPOSAL_KIND_RESUME: ProposalKind
+PROPOSAL_KIND_CONCLUDE: ProposalKind
 REASON_UNSPECIFIED: Reason
 REASON_ALLOCATED: Reason
 REASON_INCUMBENT_ONLY: Reason
@@ -181,6 +206,15 @@ OUTCOME_STATUS_DUPLICATE: OutcomeStatus
 OUTCOME_STATUS_LATE: OutcomeStatus
 OUTCOME_STATUS_REFUSED: OutcomeStatus
 OUTCOME_STATUS_IGNORED: OutcomeStatus
+ROLE_UNSPECIFIED: Role
+ROLE_DECIDE: Role
+ROLE_REPORT: Role
+ROLE_WATCH: Role
+ROLE_VIEW: Role
+ROLE_OPERATE: Role
+ROLE_AUTHOR: Role
+ROLE_APPROVE: Role
+ROLE_ADMIN: Role
 
 class Experiment(_message.Message):
     __slots__ = ("api_version", "kind", "metadata", "spec", "status")
@@ -224,7 +258,7 @@ class Metadata(_message.Message):
     def __init__(self, name: _Optional[str] = ..., namespace: _Optional[str] = ..., labels: _Optional[_Mapping[str, str]] = ..., uid: _Optional[str] = ..., revision: _Optional[int] = ..., etag: _Optional[str] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., update_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
 
 class ExperimentSpec(_message.Message):
-    __slots__ = ("owner", "hypothesis", "lineage", "arms", "assignment", "reward", "policy", "exposure", "guardrails", "alpha", "segments", "opt_out", "ramp", "conclude", "metrics", "target", "pins", "unit_contribution", "bucket", "lease")
+    __slots__ = ("owner", "hypothesis", "lineage", "arms", "assignment", "reward", "policy", "exposure", "guardrails", "alpha", "segments", "opt_out", "ramp", "conclude", "metrics", "target", "pins", "unit_contribution", "bucket", "lease", "approval")
     class LineageEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -259,6 +293,7 @@ class ExperimentSpec(_message.Message):
     UNIT_CONTRIBUTION_FIELD_NUMBER: _ClassVar[int]
     BUCKET_FIELD_NUMBER: _ClassVar[int]
     LEASE_FIELD_NUMBER: _ClassVar[int]
+    APPROVAL_FIELD_NUMBER: _ClassVar[int]
     owner: str
     hypothesis: str
     lineage: _containers.ScalarMap[str, str]
@@ -279,7 +314,8 @@ class ExperimentSpec(_message.Message):
     unit_contribution: UnitContribution
     bucket: _duration_pb2.Duration
     lease: _duration_pb2.Duration
-    def __init__(self, owner: _Optional[str] = ..., hypothesis: _Optional[str] = ..., lineage: _Optional[_Mapping[str, str]] = ..., arms: _Optional[_Iterable[_Union[Arm, _Mapping]]] = ..., assignment: _Optional[_Union[Assignment, str]] = ..., reward: _Optional[_Union[Reward, _Mapping]] = ..., policy: _Optional[_Union[Policy, _Mapping]] = ..., exposure: _Optional[_Union[Exposure, _Mapping]] = ..., guardrails: _Optional[_Iterable[_Union[Guardrail, _Mapping]]] = ..., alpha: _Optional[float] = ..., segments: _Optional[_Iterable[_Union[Segment, _Mapping]]] = ..., opt_out: _Optional[_Union[OptOut, _Mapping]] = ..., ramp: _Optional[_Iterable[_Union[RampStage, _Mapping]]] = ..., conclude: _Optional[_Union[Conclude, _Mapping]] = ..., metrics: _Optional[_Iterable[_Union[Metric, _Mapping]]] = ..., target: _Optional[_Union[Target, _Mapping]] = ..., pins: _Optional[_Mapping[str, str]] = ..., unit_contribution: _Optional[_Union[UnitContribution, str]] = ..., bucket: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., lease: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
+    approval: Approval
+    def __init__(self, owner: _Optional[str] = ..., hypothesis: _Optional[str] = ..., lineage: _Optional[_Mapping[str, str]] = ..., arms: _Optional[_Iterable[_Union[Arm, _Mapping]]] = ..., assignment: _Optional[_Union[Assignment, str]] = ..., reward: _Optional[_Union[Reward, _Mapping]] = ..., policy: _Optional[_Union[Policy, _Mapping]] = ..., exposure: _Optional[_Union[Exposure, _Mapping]] = ..., guardrails: _Optional[_Iterable[_Union[Guardrail, _Mapping]]] = ..., alpha: _Optional[float] = ..., segments: _Optional[_Iterable[_Union[Segment, _Mapping]]] = ..., opt_out: _Optional[_Union[OptOut, _Mapping]] = ..., ramp: _Optional[_Iterable[_Union[RampStage, _Mapping]]] = ..., conclude: _Optional[_Union[Conclude, _Mapping]] = ..., metrics: _Optional[_Iterable[_Union[Metric, _Mapping]]] = ..., target: _Optional[_Union[Target, _Mapping]] = ..., pins: _Optional[_Mapping[str, str]] = ..., unit_contribution: _Optional[_Union[UnitContribution, str]] = ..., bucket: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., lease: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., approval: _Optional[_Union[Approval, _Mapping]] = ...) -> None: ...
 
 class Arm(_message.Message):
     __slots__ = ("name", "incumbent", "model_uri")
@@ -290,6 +326,14 @@ class Arm(_message.Message):
     incumbent: bool
     model_uri: str
     def __init__(self, name: _Optional[str] = ..., incumbent: bool = ..., model_uri: _Optional[str] = ...) -> None: ...
+
+class Approval(_message.Message):
+    __slots__ = ("required", "expiry")
+    REQUIRED_FIELD_NUMBER: _ClassVar[int]
+    EXPIRY_FIELD_NUMBER: _ClassVar[int]
+    required: int
+    expiry: _duration_pb2.Duration
+    def __init__(self, required: _Optional[int] = ..., expiry: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
 
 class Reward(_message.Message):
     __slots__ = ("metric", "model", "window", "missing", "goal", "min", "max", "prior", "warm_start")
@@ -485,7 +529,7 @@ class Conclude(_message.Message):
     def __init__(self, prob_best: _Optional[float] = ..., max_expected_loss: _Optional[float] = ..., action: _Optional[_Union[ConcludeAction, str]] = ...) -> None: ...
 
 class ExperimentStatus(_message.Message):
-    __slots__ = ("state", "reason", "freeze_epoch", "resume_epoch", "activation", "stage", "snapshot_version", "arms", "winner")
+    __slots__ = ("state", "reason", "freeze_epoch", "resume_epoch", "activation", "stage", "snapshot_version", "arms", "winner", "proposal")
     STATE_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
     FREEZE_EPOCH_FIELD_NUMBER: _ClassVar[int]
@@ -495,6 +539,7 @@ class ExperimentStatus(_message.Message):
     SNAPSHOT_VERSION_FIELD_NUMBER: _ClassVar[int]
     ARMS_FIELD_NUMBER: _ClassVar[int]
     WINNER_FIELD_NUMBER: _ClassVar[int]
+    PROPOSAL_FIELD_NUMBER: _ClassVar[int]
     state: ExperimentState
     reason: str
     freeze_epoch: int
@@ -504,7 +549,34 @@ class ExperimentStatus(_message.Message):
     snapshot_version: int
     arms: _containers.RepeatedCompositeFieldContainer[ArmStatus]
     winner: str
-    def __init__(self, state: _Optional[_Union[ExperimentState, str]] = ..., reason: _Optional[str] = ..., freeze_epoch: _Optional[int] = ..., resume_epoch: _Optional[int] = ..., activation: _Optional[int] = ..., stage: _Optional[int] = ..., snapshot_version: _Optional[int] = ..., arms: _Optional[_Iterable[_Union[ArmStatus, _Mapping]]] = ..., winner: _Optional[str] = ...) -> None: ...
+    proposal: Proposal
+    def __init__(self, state: _Optional[_Union[ExperimentState, str]] = ..., reason: _Optional[str] = ..., freeze_epoch: _Optional[int] = ..., resume_epoch: _Optional[int] = ..., activation: _Optional[int] = ..., stage: _Optional[int] = ..., snapshot_version: _Optional[int] = ..., arms: _Optional[_Iterable[_Union[ArmStatus, _Mapping]]] = ..., winner: _Optional[str] = ..., proposal: _Optional[_Union[Proposal, _Mapping]] = ...) -> None: ...
+
+class Proposal(_message.Message):
+    __slots__ = ("digest", "kind", "author", "reason", "create_time", "expire_time", "required", "approvers", "risks", "spec", "winner")
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    AUTHOR_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    CREATE_TIME_FIELD_NUMBER: _ClassVar[int]
+    EXPIRE_TIME_FIELD_NUMBER: _ClassVar[int]
+    REQUIRED_FIELD_NUMBER: _ClassVar[int]
+    APPROVERS_FIELD_NUMBER: _ClassVar[int]
+    RISKS_FIELD_NUMBER: _ClassVar[int]
+    SPEC_FIELD_NUMBER: _ClassVar[int]
+    WINNER_FIELD_NUMBER: _ClassVar[int]
+    digest: str
+    kind: ProposalKind
+    author: str
+    reason: str
+    create_time: _timestamp_pb2.Timestamp
+    expire_time: _timestamp_pb2.Timestamp
+    required: int
+    approvers: _containers.RepeatedScalarFieldContainer[str]
+    risks: _containers.RepeatedScalarFieldContainer[str]
+    spec: ExperimentSpec
+    winner: str
+    def __init__(self, digest: _Optional[str] = ..., kind: _Optional[_Union[ProposalKind, str]] = ..., author: _Optional[str] = ..., reason: _Optional[str] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., expire_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., required: _Optional[int] = ..., approvers: _Optional[_Iterable[str]] = ..., risks: _Optional[_Iterable[str]] = ..., spec: _Optional[_Union[ExperimentSpec, _Mapping]] = ..., winner: _Optional[str] = ...) -> None: ...
 
 class ArmStatus(_message.Message):
     __slots__ = ("arm", "state", "slots")
@@ -675,3 +747,65 @@ class AuditRecord(_message.Message):
     after: str
     digest: str
     def __init__(self, sequence: _Optional[int] = ..., time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., actor: _Optional[str] = ..., action: _Optional[str] = ..., experiment: _Optional[str] = ..., reason: _Optional[str] = ..., before: _Optional[str] = ..., after: _Optional[str] = ..., digest: _Optional[str] = ...) -> None: ...
+
+class Revision(_message.Message):
+    __slots__ = ("revision", "time", "author", "reason", "approvers", "digest", "changes", "sequence")
+    REVISION_FIELD_NUMBER: _ClassVar[int]
+    TIME_FIELD_NUMBER: _ClassVar[int]
+    AUTHOR_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    APPROVERS_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    CHANGES_FIELD_NUMBER: _ClassVar[int]
+    SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    revision: int
+    time: _timestamp_pb2.Timestamp
+    author: str
+    reason: str
+    approvers: _containers.RepeatedScalarFieldContainer[str]
+    digest: str
+    changes: _containers.RepeatedScalarFieldContainer[str]
+    sequence: int
+    def __init__(self, revision: _Optional[int] = ..., time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., author: _Optional[str] = ..., reason: _Optional[str] = ..., approvers: _Optional[_Iterable[str]] = ..., digest: _Optional[str] = ..., changes: _Optional[_Iterable[str]] = ..., sequence: _Optional[int] = ...) -> None: ...
+
+class Annotation(_message.Message):
+    __slots__ = ("time", "actor", "action", "text")
+    TIME_FIELD_NUMBER: _ClassVar[int]
+    ACTOR_FIELD_NUMBER: _ClassVar[int]
+    ACTION_FIELD_NUMBER: _ClassVar[int]
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    time: _timestamp_pb2.Timestamp
+    actor: str
+    action: str
+    text: str
+    def __init__(self, time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., actor: _Optional[str] = ..., action: _Optional[str] = ..., text: _Optional[str] = ...) -> None: ...
+
+class AuditHead(_message.Message):
+    __slots__ = ("sequence", "digest")
+    SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    sequence: int
+    digest: str
+    def __init__(self, sequence: _Optional[int] = ..., digest: _Optional[str] = ...) -> None: ...
+
+class Token(_message.Message):
+    __slots__ = ("id", "principal", "roles", "namespaces", "create_time", "expire_time", "creator", "decide_rate", "report_rate")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    PRINCIPAL_FIELD_NUMBER: _ClassVar[int]
+    ROLES_FIELD_NUMBER: _ClassVar[int]
+    NAMESPACES_FIELD_NUMBER: _ClassVar[int]
+    CREATE_TIME_FIELD_NUMBER: _ClassVar[int]
+    EXPIRE_TIME_FIELD_NUMBER: _ClassVar[int]
+    CREATOR_FIELD_NUMBER: _ClassVar[int]
+    DECIDE_RATE_FIELD_NUMBER: _ClassVar[int]
+    REPORT_RATE_FIELD_NUMBER: _ClassVar[int]
+    id: str
+    principal: str
+    roles: _containers.RepeatedScalarFieldContainer[Role]
+    namespaces: _containers.RepeatedScalarFieldContainer[str]
+    create_time: _timestamp_pb2.Timestamp
+    expire_time: _timestamp_pb2.Timestamp
+    creator: str
+    decide_rate: float
+    report_rate: float
+    def __init__(self, id: _Optional[str] = ..., principal: _Optional[str] = ..., roles: _Optional[_Iterable[_Union[Role, str]]] = ..., namespaces: _Optional[_Iterable[str]] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., expire_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., creator: _Optional[str] = ..., decide_rate: _Optional[float] = ..., report_rate: _Optional[float] = ...) -> None: ...

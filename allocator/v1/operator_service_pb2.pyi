@@ -24,30 +24,34 @@ STATISTIC_REWARD: Statistic
 STATISTIC_LOSS: Statistic
 
 class ApplyExperimentRequest(_message.Message):
-    __slots__ = ("experiment", "validate_only", "etag", "request_id", "actor", "reason")
+    __slots__ = ("experiment", "validate_only", "etag", "request_id", "actor", "reason", "break_glass")
     EXPERIMENT_FIELD_NUMBER: _ClassVar[int]
     VALIDATE_ONLY_FIELD_NUMBER: _ClassVar[int]
     ETAG_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     ACTOR_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
+    BREAK_GLASS_FIELD_NUMBER: _ClassVar[int]
     experiment: _allocator_pb2.Experiment
     validate_only: bool
     etag: str
     request_id: str
     actor: str
     reason: str
-    def __init__(self, experiment: _Optional[_Union[_allocator_pb2.Experiment, _Mapping]] = ..., validate_only: bool = ..., etag: _Optional[str] = ..., request_id: _Optional[str] = ..., actor: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
+    break_glass: bool
+    def __init__(self, experiment: _Optional[_Union[_allocator_pb2.Experiment, _Mapping]] = ..., validate_only: bool = ..., etag: _Optional[str] = ..., request_id: _Optional[str] = ..., actor: _Optional[str] = ..., reason: _Optional[str] = ..., break_glass: bool = ...) -> None: ...
 
 class ApplyExperimentResponse(_message.Message):
-    __slots__ = ("experiment", "created", "changed")
+    __slots__ = ("experiment", "created", "changed", "pending")
     EXPERIMENT_FIELD_NUMBER: _ClassVar[int]
     CREATED_FIELD_NUMBER: _ClassVar[int]
     CHANGED_FIELD_NUMBER: _ClassVar[int]
+    PENDING_FIELD_NUMBER: _ClassVar[int]
     experiment: _allocator_pb2.Experiment
     created: bool
     changed: bool
-    def __init__(self, experiment: _Optional[_Union[_allocator_pb2.Experiment, _Mapping]] = ..., created: bool = ..., changed: bool = ...) -> None: ...
+    pending: bool
+    def __init__(self, experiment: _Optional[_Union[_allocator_pb2.Experiment, _Mapping]] = ..., created: bool = ..., changed: bool = ..., pending: bool = ...) -> None: ...
 
 class GetExperimentRequest(_message.Message):
     __slots__ = ("experiment",)
@@ -62,14 +66,16 @@ class GetExperimentResponse(_message.Message):
     def __init__(self, experiment: _Optional[_Union[_allocator_pb2.Experiment, _Mapping]] = ...) -> None: ...
 
 class ListExperimentsRequest(_message.Message):
-    __slots__ = ("namespace", "page_size", "page_token")
+    __slots__ = ("namespace", "page_size", "page_token", "selector")
     NAMESPACE_FIELD_NUMBER: _ClassVar[int]
     PAGE_SIZE_FIELD_NUMBER: _ClassVar[int]
     PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    SELECTOR_FIELD_NUMBER: _ClassVar[int]
     namespace: str
     page_size: int
     page_token: str
-    def __init__(self, namespace: _Optional[str] = ..., page_size: _Optional[int] = ..., page_token: _Optional[str] = ...) -> None: ...
+    selector: str
+    def __init__(self, namespace: _Optional[str] = ..., page_size: _Optional[int] = ..., page_token: _Optional[str] = ..., selector: _Optional[str] = ...) -> None: ...
 
 class ListExperimentsResponse(_message.Message):
     __slots__ = ("experiments", "next_page_token")
@@ -86,7 +92,7 @@ class DescribeExperimentRequest(_message.Message):
     def __init__(self, experiment: _Optional[str] = ...) -> None: ...
 
 class DescribeExperimentResponse(_message.Message):
-    __slots__ = ("experiment", "arms", "guardrails", "stage", "notes", "plan_time", "past_guardrails", "sample_ratio_p_value")
+    __slots__ = ("experiment", "arms", "guardrails", "stage", "notes", "plan_time", "past_guardrails", "sample_ratio_p_value", "annotations")
     EXPERIMENT_FIELD_NUMBER: _ClassVar[int]
     ARMS_FIELD_NUMBER: _ClassVar[int]
     GUARDRAILS_FIELD_NUMBER: _ClassVar[int]
@@ -95,6 +101,7 @@ class DescribeExperimentResponse(_message.Message):
     PLAN_TIME_FIELD_NUMBER: _ClassVar[int]
     PAST_GUARDRAILS_FIELD_NUMBER: _ClassVar[int]
     SAMPLE_RATIO_P_VALUE_FIELD_NUMBER: _ClassVar[int]
+    ANNOTATIONS_FIELD_NUMBER: _ClassVar[int]
     experiment: _allocator_pb2.Experiment
     arms: _containers.RepeatedCompositeFieldContainer[ArmDescription]
     guardrails: _containers.RepeatedCompositeFieldContainer[GuardrailDescription]
@@ -103,7 +110,8 @@ class DescribeExperimentResponse(_message.Message):
     plan_time: _timestamp_pb2.Timestamp
     past_guardrails: _containers.RepeatedCompositeFieldContainer[GuardrailDescription]
     sample_ratio_p_value: float
-    def __init__(self, experiment: _Optional[_Union[_allocator_pb2.Experiment, _Mapping]] = ..., arms: _Optional[_Iterable[_Union[ArmDescription, _Mapping]]] = ..., guardrails: _Optional[_Iterable[_Union[GuardrailDescription, _Mapping]]] = ..., stage: _Optional[_Union[StageDescription, _Mapping]] = ..., notes: _Optional[_Iterable[str]] = ..., plan_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., past_guardrails: _Optional[_Iterable[_Union[GuardrailDescription, _Mapping]]] = ..., sample_ratio_p_value: _Optional[float] = ...) -> None: ...
+    annotations: _containers.RepeatedCompositeFieldContainer[_allocator_pb2.Annotation]
+    def __init__(self, experiment: _Optional[_Union[_allocator_pb2.Experiment, _Mapping]] = ..., arms: _Optional[_Iterable[_Union[ArmDescription, _Mapping]]] = ..., guardrails: _Optional[_Iterable[_Union[GuardrailDescription, _Mapping]]] = ..., stage: _Optional[_Union[StageDescription, _Mapping]] = ..., notes: _Optional[_Iterable[str]] = ..., plan_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., past_guardrails: _Optional[_Iterable[_Union[GuardrailDescription, _Mapping]]] = ..., sample_ratio_p_value: _Optional[float] = ..., annotations: _Optional[_Iterable[_Union[_allocator_pb2.Annotation, _Mapping]]] = ...) -> None: ...
 
 class ArmDescription(_message.Message):
     __slots__ = ("arm", "state", "weight", "wanted_weight", "decisions", "exposure", "exposure_cap", "outcomes", "mean", "interval_low", "interval_high", "prob_best", "expected_loss", "pending")
@@ -190,36 +198,44 @@ class StageDescription(_message.Message):
     def __init__(self, index: _Optional[int] = ..., count: _Optional[int] = ..., cap: _Optional[float] = ..., shadow: bool = ..., entered_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., waiting_for: _Optional[_Iterable[str]] = ..., approvers: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class StartExperimentRequest(_message.Message):
-    __slots__ = ("experiment", "actor", "reason")
+    __slots__ = ("experiment", "actor", "reason", "break_glass")
     EXPERIMENT_FIELD_NUMBER: _ClassVar[int]
     ACTOR_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
+    BREAK_GLASS_FIELD_NUMBER: _ClassVar[int]
     experiment: str
     actor: str
     reason: str
-    def __init__(self, experiment: _Optional[str] = ..., actor: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
+    break_glass: bool
+    def __init__(self, experiment: _Optional[str] = ..., actor: _Optional[str] = ..., reason: _Optional[str] = ..., break_glass: bool = ...) -> None: ...
 
 class StartExperimentResponse(_message.Message):
-    __slots__ = ("experiment",)
+    __slots__ = ("experiment", "pending")
     EXPERIMENT_FIELD_NUMBER: _ClassVar[int]
+    PENDING_FIELD_NUMBER: _ClassVar[int]
     experiment: _allocator_pb2.Experiment
-    def __init__(self, experiment: _Optional[_Union[_allocator_pb2.Experiment, _Mapping]] = ...) -> None: ...
+    pending: bool
+    def __init__(self, experiment: _Optional[_Union[_allocator_pb2.Experiment, _Mapping]] = ..., pending: bool = ...) -> None: ...
 
 class ApproveExperimentRequest(_message.Message):
-    __slots__ = ("experiment", "actor", "reason")
+    __slots__ = ("experiment", "actor", "reason", "revision")
     EXPERIMENT_FIELD_NUMBER: _ClassVar[int]
     ACTOR_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
+    REVISION_FIELD_NUMBER: _ClassVar[int]
     experiment: str
     actor: str
     reason: str
-    def __init__(self, experiment: _Optional[str] = ..., actor: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
+    revision: str
+    def __init__(self, experiment: _Optional[str] = ..., actor: _Optional[str] = ..., reason: _Optional[str] = ..., revision: _Optional[str] = ...) -> None: ...
 
 class ApproveExperimentResponse(_message.Message):
-    __slots__ = ("experiment",)
+    __slots__ = ("experiment", "pending")
     EXPERIMENT_FIELD_NUMBER: _ClassVar[int]
+    PENDING_FIELD_NUMBER: _ClassVar[int]
     experiment: _allocator_pb2.Experiment
-    def __init__(self, experiment: _Optional[_Union[_allocator_pb2.Experiment, _Mapping]] = ...) -> None: ...
+    pending: bool
+    def __init__(self, experiment: _Optional[_Union[_allocator_pb2.Experiment, _Mapping]] = ..., pending: bool = ...) -> None: ...
 
 class AdvanceExperimentRequest(_message.Message):
     __slots__ = ("experiment", "actor", "reason", "stage")
@@ -256,20 +272,24 @@ class FreezeExperimentResponse(_message.Message):
     def __init__(self, experiment: _Optional[_Union[_allocator_pb2.Experiment, _Mapping]] = ...) -> None: ...
 
 class ResumeExperimentRequest(_message.Message):
-    __slots__ = ("experiment", "actor", "reason")
+    __slots__ = ("experiment", "actor", "reason", "break_glass")
     EXPERIMENT_FIELD_NUMBER: _ClassVar[int]
     ACTOR_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
+    BREAK_GLASS_FIELD_NUMBER: _ClassVar[int]
     experiment: str
     actor: str
     reason: str
-    def __init__(self, experiment: _Optional[str] = ..., actor: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
+    break_glass: bool
+    def __init__(self, experiment: _Optional[str] = ..., actor: _Optional[str] = ..., reason: _Optional[str] = ..., break_glass: bool = ...) -> None: ...
 
 class ResumeExperimentResponse(_message.Message):
-    __slots__ = ("experiment",)
+    __slots__ = ("experiment", "pending")
     EXPERIMENT_FIELD_NUMBER: _ClassVar[int]
+    PENDING_FIELD_NUMBER: _ClassVar[int]
     experiment: _allocator_pb2.Experiment
-    def __init__(self, experiment: _Optional[_Union[_allocator_pb2.Experiment, _Mapping]] = ...) -> None: ...
+    pending: bool
+    def __init__(self, experiment: _Optional[_Union[_allocator_pb2.Experiment, _Mapping]] = ..., pending: bool = ...) -> None: ...
 
 class RollbackExperimentRequest(_message.Message):
     __slots__ = ("experiment", "actor", "reason")
@@ -288,32 +308,38 @@ class RollbackExperimentResponse(_message.Message):
     def __init__(self, experiment: _Optional[_Union[_allocator_pb2.Experiment, _Mapping]] = ...) -> None: ...
 
 class ConcludeExperimentRequest(_message.Message):
-    __slots__ = ("experiment", "actor", "reason", "winner")
+    __slots__ = ("experiment", "actor", "reason", "winner", "break_glass")
     EXPERIMENT_FIELD_NUMBER: _ClassVar[int]
     ACTOR_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
     WINNER_FIELD_NUMBER: _ClassVar[int]
+    BREAK_GLASS_FIELD_NUMBER: _ClassVar[int]
     experiment: str
     actor: str
     reason: str
     winner: str
-    def __init__(self, experiment: _Optional[str] = ..., actor: _Optional[str] = ..., reason: _Optional[str] = ..., winner: _Optional[str] = ...) -> None: ...
+    break_glass: bool
+    def __init__(self, experiment: _Optional[str] = ..., actor: _Optional[str] = ..., reason: _Optional[str] = ..., winner: _Optional[str] = ..., break_glass: bool = ...) -> None: ...
 
 class ConcludeExperimentResponse(_message.Message):
-    __slots__ = ("experiment",)
+    __slots__ = ("experiment", "pending")
     EXPERIMENT_FIELD_NUMBER: _ClassVar[int]
+    PENDING_FIELD_NUMBER: _ClassVar[int]
     experiment: _allocator_pb2.Experiment
-    def __init__(self, experiment: _Optional[_Union[_allocator_pb2.Experiment, _Mapping]] = ...) -> None: ...
+    pending: bool
+    def __init__(self, experiment: _Optional[_Union[_allocator_pb2.Experiment, _Mapping]] = ..., pending: bool = ...) -> None: ...
 
 class ListAuditRecordsRequest(_message.Message):
-    __slots__ = ("experiment", "page_size", "page_token")
+    __slots__ = ("experiment", "page_size", "page_token", "namespace")
     EXPERIMENT_FIELD_NUMBER: _ClassVar[int]
     PAGE_SIZE_FIELD_NUMBER: _ClassVar[int]
     PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    NAMESPACE_FIELD_NUMBER: _ClassVar[int]
     experiment: str
     page_size: int
     page_token: str
-    def __init__(self, experiment: _Optional[str] = ..., page_size: _Optional[int] = ..., page_token: _Optional[str] = ...) -> None: ...
+    namespace: str
+    def __init__(self, experiment: _Optional[str] = ..., page_size: _Optional[int] = ..., page_token: _Optional[str] = ..., namespace: _Optional[str] = ...) -> None: ...
 
 class ListAuditRecordsResponse(_message.Message):
     __slots__ = ("records", "next_page_token")
@@ -324,20 +350,172 @@ class ListAuditRecordsResponse(_message.Message):
     def __init__(self, records: _Optional[_Iterable[_Union[_allocator_pb2.AuditRecord, _Mapping]]] = ..., next_page_token: _Optional[str] = ...) -> None: ...
 
 class VerifyAuditRecordsRequest(_message.Message):
-    __slots__ = ()
-    def __init__(self) -> None: ...
+    __slots__ = ("checkpoints",)
+    CHECKPOINTS_FIELD_NUMBER: _ClassVar[int]
+    checkpoints: _containers.RepeatedCompositeFieldContainer[_allocator_pb2.AuditHead]
+    def __init__(self, checkpoints: _Optional[_Iterable[_Union[_allocator_pb2.AuditHead, _Mapping]]] = ...) -> None: ...
 
 class VerifyAuditRecordsResponse(_message.Message):
-    __slots__ = ("intact", "records", "first_broken", "head")
+    __slots__ = ("intact", "records", "first_broken", "head", "missing_checkpoint")
     INTACT_FIELD_NUMBER: _ClassVar[int]
     RECORDS_FIELD_NUMBER: _ClassVar[int]
     FIRST_BROKEN_FIELD_NUMBER: _ClassVar[int]
     HEAD_FIELD_NUMBER: _ClassVar[int]
+    MISSING_CHECKPOINT_FIELD_NUMBER: _ClassVar[int]
     intact: bool
     records: int
     first_broken: int
     head: str
-    def __init__(self, intact: bool = ..., records: _Optional[int] = ..., first_broken: _Optional[int] = ..., head: _Optional[str] = ...) -> None: ...
+    missing_checkpoint: int
+    def __init__(self, intact: bool = ..., records: _Optional[int] = ..., first_broken: _Optional[int] = ..., head: _Optional[str] = ..., missing_checkpoint: _Optional[int] = ...) -> None: ...
+
+class RejectProposalRequest(_message.Message):
+    __slots__ = ("experiment", "actor", "reason", "revision")
+    EXPERIMENT_FIELD_NUMBER: _ClassVar[int]
+    ACTOR_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    REVISION_FIELD_NUMBER: _ClassVar[int]
+    experiment: str
+    actor: str
+    reason: str
+    revision: str
+    def __init__(self, experiment: _Optional[str] = ..., actor: _Optional[str] = ..., reason: _Optional[str] = ..., revision: _Optional[str] = ...) -> None: ...
+
+class RejectProposalResponse(_message.Message):
+    __slots__ = ("experiment",)
+    EXPERIMENT_FIELD_NUMBER: _ClassVar[int]
+    experiment: _allocator_pb2.Experiment
+    def __init__(self, experiment: _Optional[_Union[_allocator_pb2.Experiment, _Mapping]] = ...) -> None: ...
+
+class AnnotateExperimentRequest(_message.Message):
+    __slots__ = ("experiment", "actor", "text")
+    EXPERIMENT_FIELD_NUMBER: _ClassVar[int]
+    ACTOR_FIELD_NUMBER: _ClassVar[int]
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    experiment: str
+    actor: str
+    text: str
+    def __init__(self, experiment: _Optional[str] = ..., actor: _Optional[str] = ..., text: _Optional[str] = ...) -> None: ...
+
+class AnnotateExperimentResponse(_message.Message):
+    __slots__ = ("experiment",)
+    EXPERIMENT_FIELD_NUMBER: _ClassVar[int]
+    experiment: _allocator_pb2.Experiment
+    def __init__(self, experiment: _Optional[_Union[_allocator_pb2.Experiment, _Mapping]] = ...) -> None: ...
+
+class ListRevisionsRequest(_message.Message):
+    __slots__ = ("experiment", "page_size", "page_token")
+    EXPERIMENT_FIELD_NUMBER: _ClassVar[int]
+    PAGE_SIZE_FIELD_NUMBER: _ClassVar[int]
+    PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    experiment: str
+    page_size: int
+    page_token: str
+    def __init__(self, experiment: _Optional[str] = ..., page_size: _Optional[int] = ..., page_token: _Optional[str] = ...) -> None: ...
+
+class ListRevisionsResponse(_message.Message):
+    __slots__ = ("revisions", "next_page_token")
+    REVISIONS_FIELD_NUMBER: _ClassVar[int]
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    revisions: _containers.RepeatedCompositeFieldContainer[_allocator_pb2.Revision]
+    next_page_token: str
+    def __init__(self, revisions: _Optional[_Iterable[_Union[_allocator_pb2.Revision, _Mapping]]] = ..., next_page_token: _Optional[str] = ...) -> None: ...
+
+class GetRevisionRequest(_message.Message):
+    __slots__ = ("experiment", "revision")
+    EXPERIMENT_FIELD_NUMBER: _ClassVar[int]
+    REVISION_FIELD_NUMBER: _ClassVar[int]
+    experiment: str
+    revision: int
+    def __init__(self, experiment: _Optional[str] = ..., revision: _Optional[int] = ...) -> None: ...
+
+class GetRevisionResponse(_message.Message):
+    __slots__ = ("revision", "experiment")
+    REVISION_FIELD_NUMBER: _ClassVar[int]
+    EXPERIMENT_FIELD_NUMBER: _ClassVar[int]
+    revision: _allocator_pb2.Revision
+    experiment: _allocator_pb2.Experiment
+    def __init__(self, revision: _Optional[_Union[_allocator_pb2.Revision, _Mapping]] = ..., experiment: _Optional[_Union[_allocator_pb2.Experiment, _Mapping]] = ...) -> None: ...
+
+class CreateTokenRequest(_message.Message):
+    __slots__ = ("principal", "roles", "namespaces", "lifetime", "decide_rate", "report_rate", "actor", "reason")
+    PRINCIPAL_FIELD_NUMBER: _ClassVar[int]
+    ROLES_FIELD_NUMBER: _ClassVar[int]
+    NAMESPACES_FIELD_NUMBER: _ClassVar[int]
+    LIFETIME_FIELD_NUMBER: _ClassVar[int]
+    DECIDE_RATE_FIELD_NUMBER: _ClassVar[int]
+    REPORT_RATE_FIELD_NUMBER: _ClassVar[int]
+    ACTOR_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    principal: str
+    roles: _containers.RepeatedScalarFieldContainer[_allocator_pb2.Role]
+    namespaces: _containers.RepeatedScalarFieldContainer[str]
+    lifetime: _duration_pb2.Duration
+    decide_rate: float
+    report_rate: float
+    actor: str
+    reason: str
+    def __init__(self, principal: _Optional[str] = ..., roles: _Optional[_Iterable[_Union[_allocator_pb2.Role, str]]] = ..., namespaces: _Optional[_Iterable[str]] = ..., lifetime: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., decide_rate: _Optional[float] = ..., report_rate: _Optional[float] = ..., actor: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class CreateTokenResponse(_message.Message):
+    __slots__ = ("token", "text")
+    TOKEN_FIELD_NUMBER: _ClassVar[int]
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    token: _allocator_pb2.Token
+    text: str
+    def __init__(self, token: _Optional[_Union[_allocator_pb2.Token, _Mapping]] = ..., text: _Optional[str] = ...) -> None: ...
+
+class ListTokensRequest(_message.Message):
+    __slots__ = ("page_size", "page_token")
+    PAGE_SIZE_FIELD_NUMBER: _ClassVar[int]
+    PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    page_size: int
+    page_token: str
+    def __init__(self, page_size: _Optional[int] = ..., page_token: _Optional[str] = ...) -> None: ...
+
+class ListTokensResponse(_message.Message):
+    __slots__ = ("tokens", "next_page_token")
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    tokens: _containers.RepeatedCompositeFieldContainer[_allocator_pb2.Token]
+    next_page_token: str
+    def __init__(self, tokens: _Optional[_Iterable[_Union[_allocator_pb2.Token, _Mapping]]] = ..., next_page_token: _Optional[str] = ...) -> None: ...
+
+class RevokeTokenRequest(_message.Message):
+    __slots__ = ("id", "actor", "reason")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    ACTOR_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    id: str
+    actor: str
+    reason: str
+    def __init__(self, id: _Optional[str] = ..., actor: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class RevokeTokenResponse(_message.Message):
+    __slots__ = ("token",)
+    TOKEN_FIELD_NUMBER: _ClassVar[int]
+    token: _allocator_pb2.Token
+    def __init__(self, token: _Optional[_Union[_allocator_pb2.Token, _Mapping]] = ...) -> None: ...
+
+class RotateTokenRequest(_message.Message):
+    __slots__ = ("id", "overlap", "actor", "reason")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    OVERLAP_FIELD_NUMBER: _ClassVar[int]
+    ACTOR_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    id: str
+    overlap: _duration_pb2.Duration
+    actor: str
+    reason: str
+    def __init__(self, id: _Optional[str] = ..., overlap: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., actor: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class RotateTokenResponse(_message.Message):
+    __slots__ = ("token", "text")
+    TOKEN_FIELD_NUMBER: _ClassVar[int]
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    token: _allocator_pb2.Token
+    text: str
+    def __init__(self, token: _Optional[_Union[_allocator_pb2.Token, _Mapping]] = ..., text: _Optional[str] = ...) -> None: ...
 
 class GetStatisticsRequest(_message.Message):
     __slots__ = ("experiment", "by_bucket")

@@ -109,6 +109,46 @@ class OperatorServiceStub(object):
                 request_serializer=allocator_dot_v1_dot_operator__service__pb2.ReadDecisionRequest.SerializeToString,
                 response_deserializer=allocator_dot_v1_dot_operator__service__pb2.ReadDecisionResponse.FromString,
                 _registered_method=True)
+        self.RejectProposal = channel.unary_unary(
+                '/allocator.v1.OperatorService/RejectProposal',
+                request_serializer=allocator_dot_v1_dot_operator__service__pb2.RejectProposalRequest.SerializeToString,
+                response_deserializer=allocator_dot_v1_dot_operator__service__pb2.RejectProposalResponse.FromString,
+                _registered_method=True)
+        self.AnnotateExperiment = channel.unary_unary(
+                '/allocator.v1.OperatorService/AnnotateExperiment',
+                request_serializer=allocator_dot_v1_dot_operator__service__pb2.AnnotateExperimentRequest.SerializeToString,
+                response_deserializer=allocator_dot_v1_dot_operator__service__pb2.AnnotateExperimentResponse.FromString,
+                _registered_method=True)
+        self.ListRevisions = channel.unary_unary(
+                '/allocator.v1.OperatorService/ListRevisions',
+                request_serializer=allocator_dot_v1_dot_operator__service__pb2.ListRevisionsRequest.SerializeToString,
+                response_deserializer=allocator_dot_v1_dot_operator__service__pb2.ListRevisionsResponse.FromString,
+                _registered_method=True)
+        self.GetRevision = channel.unary_unary(
+                '/allocator.v1.OperatorService/GetRevision',
+                request_serializer=allocator_dot_v1_dot_operator__service__pb2.GetRevisionRequest.SerializeToString,
+                response_deserializer=allocator_dot_v1_dot_operator__service__pb2.GetRevisionResponse.FromString,
+                _registered_method=True)
+        self.CreateToken = channel.unary_unary(
+                '/allocator.v1.OperatorService/CreateToken',
+                request_serializer=allocator_dot_v1_dot_operator__service__pb2.CreateTokenRequest.SerializeToString,
+                response_deserializer=allocator_dot_v1_dot_operator__service__pb2.CreateTokenResponse.FromString,
+                _registered_method=True)
+        self.ListTokens = channel.unary_unary(
+                '/allocator.v1.OperatorService/ListTokens',
+                request_serializer=allocator_dot_v1_dot_operator__service__pb2.ListTokensRequest.SerializeToString,
+                response_deserializer=allocator_dot_v1_dot_operator__service__pb2.ListTokensResponse.FromString,
+                _registered_method=True)
+        self.RevokeToken = channel.unary_unary(
+                '/allocator.v1.OperatorService/RevokeToken',
+                request_serializer=allocator_dot_v1_dot_operator__service__pb2.RevokeTokenRequest.SerializeToString,
+                response_deserializer=allocator_dot_v1_dot_operator__service__pb2.RevokeTokenResponse.FromString,
+                _registered_method=True)
+        self.RotateToken = channel.unary_unary(
+                '/allocator.v1.OperatorService/RotateToken',
+                request_serializer=allocator_dot_v1_dot_operator__service__pb2.RotateTokenRequest.SerializeToString,
+                response_deserializer=allocator_dot_v1_dot_operator__service__pb2.RotateTokenResponse.FromString,
+                _registered_method=True)
 
 
 class OperatorServiceServicer(object):
@@ -147,7 +187,7 @@ class OperatorServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ApproveExperiment(self, request, context):
-        """Agrees to entering the next ramp stage.
+        """Agrees to the pending proposal when `revision` names it, else to entering the next ramp stage.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -209,6 +249,60 @@ class OperatorServiceServicer(object):
 
     def ReadDecision(self, request, context):
         """Reads a decision id and says whether this service made it; with a unit, also where that unit falls.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RejectProposal(self, request, context):
+        """Ends the pending proposal without carrying it out.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def AnnotateExperiment(self, request, context):
+        """Attaches a note; it stays with the experiment for good.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListRevisions(self, request, context):
+        """Every revision of the spec, oldest first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetRevision(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CreateToken(self, request, context):
+        """Makes a token. Its text is in the answer and nowhere else, ever.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListTokens(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RevokeToken(self, request, context):
+        """Ends a token on every server, within two seconds.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RotateToken(self, request, context):
+        """Makes another token with the same rights; the old one ends after `overlap`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -291,6 +385,46 @@ def add_OperatorServiceServicer_to_server(servicer, server):
                     servicer.ReadDecision,
                     request_deserializer=allocator_dot_v1_dot_operator__service__pb2.ReadDecisionRequest.FromString,
                     response_serializer=allocator_dot_v1_dot_operator__service__pb2.ReadDecisionResponse.SerializeToString,
+            ),
+            'RejectProposal': grpc.unary_unary_rpc_method_handler(
+                    servicer.RejectProposal,
+                    request_deserializer=allocator_dot_v1_dot_operator__service__pb2.RejectProposalRequest.FromString,
+                    response_serializer=allocator_dot_v1_dot_operator__service__pb2.RejectProposalResponse.SerializeToString,
+            ),
+            'AnnotateExperiment': grpc.unary_unary_rpc_method_handler(
+                    servicer.AnnotateExperiment,
+                    request_deserializer=allocator_dot_v1_dot_operator__service__pb2.AnnotateExperimentRequest.FromString,
+                    response_serializer=allocator_dot_v1_dot_operator__service__pb2.AnnotateExperimentResponse.SerializeToString,
+            ),
+            'ListRevisions': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListRevisions,
+                    request_deserializer=allocator_dot_v1_dot_operator__service__pb2.ListRevisionsRequest.FromString,
+                    response_serializer=allocator_dot_v1_dot_operator__service__pb2.ListRevisionsResponse.SerializeToString,
+            ),
+            'GetRevision': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetRevision,
+                    request_deserializer=allocator_dot_v1_dot_operator__service__pb2.GetRevisionRequest.FromString,
+                    response_serializer=allocator_dot_v1_dot_operator__service__pb2.GetRevisionResponse.SerializeToString,
+            ),
+            'CreateToken': grpc.unary_unary_rpc_method_handler(
+                    servicer.CreateToken,
+                    request_deserializer=allocator_dot_v1_dot_operator__service__pb2.CreateTokenRequest.FromString,
+                    response_serializer=allocator_dot_v1_dot_operator__service__pb2.CreateTokenResponse.SerializeToString,
+            ),
+            'ListTokens': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListTokens,
+                    request_deserializer=allocator_dot_v1_dot_operator__service__pb2.ListTokensRequest.FromString,
+                    response_serializer=allocator_dot_v1_dot_operator__service__pb2.ListTokensResponse.SerializeToString,
+            ),
+            'RevokeToken': grpc.unary_unary_rpc_method_handler(
+                    servicer.RevokeToken,
+                    request_deserializer=allocator_dot_v1_dot_operator__service__pb2.RevokeTokenRequest.FromString,
+                    response_serializer=allocator_dot_v1_dot_operator__service__pb2.RevokeTokenResponse.SerializeToString,
+            ),
+            'RotateToken': grpc.unary_unary_rpc_method_handler(
+                    servicer.RotateToken,
+                    request_deserializer=allocator_dot_v1_dot_operator__service__pb2.RotateTokenRequest.FromString,
+                    response_serializer=allocator_dot_v1_dot_operator__service__pb2.RotateTokenResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -698,6 +832,222 @@ class OperatorService(object):
             '/allocator.v1.OperatorService/ReadDecision',
             allocator_dot_v1_dot_operator__service__pb2.ReadDecisionRequest.SerializeToString,
             allocator_dot_v1_dot_operator__service__pb2.ReadDecisionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RejectProposal(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/allocator.v1.OperatorService/RejectProposal',
+            allocator_dot_v1_dot_operator__service__pb2.RejectProposalRequest.SerializeToString,
+            allocator_dot_v1_dot_operator__service__pb2.RejectProposalResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AnnotateExperiment(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/allocator.v1.OperatorService/AnnotateExperiment',
+            allocator_dot_v1_dot_operator__service__pb2.AnnotateExperimentRequest.SerializeToString,
+            allocator_dot_v1_dot_operator__service__pb2.AnnotateExperimentResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListRevisions(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/allocator.v1.OperatorService/ListRevisions',
+            allocator_dot_v1_dot_operator__service__pb2.ListRevisionsRequest.SerializeToString,
+            allocator_dot_v1_dot_operator__service__pb2.ListRevisionsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetRevision(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/allocator.v1.OperatorService/GetRevision',
+            allocator_dot_v1_dot_operator__service__pb2.GetRevisionRequest.SerializeToString,
+            allocator_dot_v1_dot_operator__service__pb2.GetRevisionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CreateToken(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/allocator.v1.OperatorService/CreateToken',
+            allocator_dot_v1_dot_operator__service__pb2.CreateTokenRequest.SerializeToString,
+            allocator_dot_v1_dot_operator__service__pb2.CreateTokenResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListTokens(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/allocator.v1.OperatorService/ListTokens',
+            allocator_dot_v1_dot_operator__service__pb2.ListTokensRequest.SerializeToString,
+            allocator_dot_v1_dot_operator__service__pb2.ListTokensResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RevokeToken(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/allocator.v1.OperatorService/RevokeToken',
+            allocator_dot_v1_dot_operator__service__pb2.RevokeTokenRequest.SerializeToString,
+            allocator_dot_v1_dot_operator__service__pb2.RevokeTokenResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RotateToken(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/allocator.v1.OperatorService/RotateToken',
+            allocator_dot_v1_dot_operator__service__pb2.RotateTokenRequest.SerializeToString,
+            allocator_dot_v1_dot_operator__service__pb2.RotateTokenResponse.FromString,
             options,
             channel_credentials,
             insecure,

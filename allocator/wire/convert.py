@@ -9,8 +9,10 @@ from __future__ import annotations
 import hashlib
 from typing import TYPE_CHECKING
 
+from allocator.core.approval import Proposal, fits
 from allocator.core.audit import AuditRecord
 from allocator.core.experiment import (
+    Approval,
     Arm,
     Assignment,
     BreachAction,
@@ -77,6 +79,7 @@ def experiment_from_message(message: pb.Experiment) -> Experiment:
             unit_contribution=from_number(UnitContribution, spec.unit_contribution, UnitContribution.FIRST),
             bucket_seconds=seconds_of(spec.bucket) if spec.HasField("bucket") else None,
             lease_seconds=seconds_of(spec.lease) if spec.HasField("lease") else 15.0,
+            approval=_approval(spec.approval),
         )
     except KeyError as exc:
         raise InvalidArgument.of_field("experiment.spec", f"got an enum value that this version does not know: {exc}") from exc
@@ -152,6 +155,10 @@ def _conclude(m: pb.Conclude) -> Conclude:
     )
 
 
+def _approval(m: pb.Approval) -> Approval:
+    return Approval(m.required, seconds_of(m.expiry)) if m.HasField("expiry") else Approval(m.required)
+
+
 def experiment_to_message(experiment: Experiment) -> pb.Experiment:
     """The spec as a message; what equals its default is left out where the schema can say "nothing"."""
     e = experiment
@@ -192,6 +199,9 @@ def experiment_to_message(experiment: Experiment) -> pb.Experiment:
     if e.bucket_seconds is not None:
         spec.bucket.CopyFrom(duration(e.bucket_seconds))
     spec.lease.CopyFrom(duration(e.lease_seconds))
+    if e.approval != Approval():
+        spec.approval.required = e.approval.required
+        spec.approval.expiry.CopyFrom(duration(e.approval.expiry_seconds))
     return message
 
 
@@ -250,6 +260,8 @@ def _fill_guardrail(m: pb.Guardrail, g: Guardrail) -> None:
 def record_to_message(record: Record) -> pb.Experiment:
     """What is stored of an experiment, as the operator sees it: spec, metadata, status."""
     message = experiment_to_message(record.experiment)
+    if record.proposal is not None and fits(record.proposal, record.revision, record.status):
+        _fill_proposal(message.status.proposal, record.proposal)
     meta, status = message.metadata, message.status
     meta.uid, meta.revision, meta.etag = record.uid, record.revision, etag(record)
     meta.create_time.CopyFrom(timestamp(record.created_seconds))
@@ -272,10 +284,23 @@ def record_to_message(record: Record) -> pb.Experiment:
     return message
 
 
+def _fill_proposal(m: pb.Proposal, p: Proposal) -> None:
+    m.digest, m.kind, m.author, m.reason = p.digest, to_number(p.kind), p.author, p.reason
+    m.create_time.CopyFrom(timestamp(p.seconds))
+    m.expire_time.CopyFrom(timestamp(p.expires_seconds))
+    m.required, m.winner = p.required, p.winner
+    m.approvers.extend(p.approvers)
+    m.risks.extend(p.risks)
+    if p.experiment is not None:
+        m.spec.CopyFrom(experiment_to_message(p.experiment).spec)
+
+
 def etag(record: Record) -> str:
     """Opaque to callers; changes when a person or a guardrail changed something, not with each new plan."""
     s = record.status
     seen = (record.uid, record.revision, s.state, s.stage, s.freeze_epoch, s.resume_epoch, s.drained, s.approvers, s.winner)
+    if record.proposal is not None:
+        seen = (*seen, record.proposal.digest, record.proposal.approvers)
     return hashlib.blake2b(repr(seen).encode(), digest_size=8).hexdigest()
 
 

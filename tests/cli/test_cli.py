@@ -654,7 +654,9 @@ def test_a_broken_audit_log_is_an_error(answering: Callable[..., str]) -> None:
     told = said("audit", "verify", server=address)
     assert (told.code, told.out) == (1, "")
     assert told.err == "error: the audit log is broken: record 4 of 7 does not fit the one before it\n"
-    assert json.loads(said("audit", "verify", "-o", "json", server=address).out) == {"intact": False, "records": 7, "firstBroken": 4}
+    assert json.loads(said("audit", "verify", "-o", "json", server=address).out) == {
+        "intact": False, "records": 7, "firstBroken": 4, "missingCheckpoint": 0
+    }
 
 
 def test_what_others_wrote_cannot_steer_the_terminal(answering: Callable[..., str]) -> None:

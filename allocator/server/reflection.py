@@ -1,0 +1,38 @@
+"""The reflection service, which asks for a token as everything else does when access is controlled."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterable, AsyncIterator, Sequence
+from typing import Any
+
+import grpc
+from grpc_reflection.v1alpha import reflection_pb2_grpc
+from grpc_reflection.v1alpha._async import ReflectionServicer
+
+from allocator.errors import AllocatorError
+from allocator.server.access import Gate
+from allocator.wire.status import to_status
+
+
+class Reflection(ReflectionServicer):
+    """Says what the services look like, to those whom the gate lets in."""
+
+    def __init__(self, names: Sequence[str], gate: Gate | None) -> None:
+        super().__init__(names)
+        self._gate = gate
+
+    async def ServerReflectionInfo(self, request_iterator: AsyncIterable[Any], context: grpc.aio.ServicerContext) -> AsyncIterator[Any]:
+        """ServerReflectionInfo."""
+        try:
+            if self._gate is not None:
+                self._gate.enter(context.invocation_metadata())
+        except AllocatorError as error:
+            status = to_status(error)
+            await context.abort(status.code, status.details, status.trailing_metadata)
+        async for reply in super().ServerReflectionInfo(request_iterator, context):
+            yield reply
+
+
+def add(server: Any, names: Sequence[str], gate: Gate | None) -> None:
+    """Have the server answer reflection."""
+    reflection_pb2_grpc.add_ServerReflectionServicer_to_server(Reflection(names, gate), server)
