@@ -161,6 +161,22 @@ def plan(record: Record, found: Tally, now: float) -> Plan:
     )
 
 
+def carried_out(record: Record, made: Plan, now: float) -> Record | None:
+    """The record as it is to be stored after a plan of it; None when the plan changes nothing that is stored."""
+    if not (made.occurrences or made.settle_through is not None or made.changed):
+        return None
+    return replace(
+        record,
+        version=record.version + 1,
+        status=made.status,
+        layouts=made.layouts,
+        slots=made.slots,
+        evidence=made.evidence,
+        settled_through=record.settled_through if made.settle_through is None else made.settle_through,
+        updated_seconds=now,
+    )
+
+
 def closing(experiment: Experiment, now: float) -> int:
     """The last bucket that no outcome can reach any more."""
     return math.floor((now - experiment.reward.window_seconds - GRACE_SECONDS) / experiment.bucket_width_seconds) - 1

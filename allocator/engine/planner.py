@@ -21,7 +21,7 @@ import structlog
 from allocator.core.audit import AuditEntry
 from allocator.core.budget import leases_requests, leases_units
 from allocator.core.lifecycle import State
-from allocator.core.plan import GRACE_SECONDS, Plan, coarsening, plan
+from allocator.core.plan import GRACE_SECONDS, Plan, carried_out, coarsening, plan
 from allocator.core.record import Record
 from allocator.core.tally import Tally, tally
 from allocator.engine.grants import Grants
@@ -202,23 +202,14 @@ class Planner:
     def _to_save(self, done: Planned, now: float) -> Save | None:
         """What is to be written of a plan, or None. Between two refreshes only what guardrails or people demand."""
         record, made = done.record, done.plan
-        urgent = bool(made.occurrences) or made.settle_through is not None or made.status != record.status
-        if not urgent and not made.changed:
+        after = carried_out(record, made, now)
+        if after is None:
             return None
+        urgent = bool(made.occurrences) or made.settle_through is not None or made.status != record.status
         if not urgent and now - self._weighed.get(record.uid, -math.inf) < self._refresh:
             self._due[record.uid] = min(self._due[record.uid], self._weighed[record.uid] + self._refresh)
             return None
         self._weighed[record.uid] = now
-        after = replace(
-            record,
-            version=record.version + 1,
-            status=made.status,
-            layouts=made.layouts,
-            slots=made.slots,
-            evidence=made.evidence,
-            settled_through=record.settled_through if made.settle_through is None else made.settle_through,
-            updated_seconds=now,
-        )
         audit = tuple(AuditEntry(now, ACTOR, o.action, record.name, o.reason) for o in made.occurrences)
         settle = None if made.settle_through is None else Settle(made.settle_through, coarsening(record.experiment))
         return Save(after, record.version, audit, settle)
