@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from allocator.core.decision_id import ACTIVATION_BITS, BODY, COUNTED, FIRST, FORMAT, GATED, LENGTH, MAC_BYTES
+from allocator.core.decision_id import ACTIVATION_BITS, BODY, COUNTED, FIRST, FORMAT, GATED, LENGTH, MAC_BYTES, DecisionId
 from allocator.errors import InvalidArgument
 
 _ID = np.dtype(
@@ -58,6 +58,15 @@ def read_ids(ids: Sequence[str]) -> Ids:
                 return _ids(found)
         wrong = next((text for text in ids if not _good(text)), "")
     raise InvalidArgument.of_field("decision_id", f"got {wrong[:80]!r}, which is no decision id", reason="MALFORMED_DECISION_ID")
+
+
+def read_claims(text: str) -> DecisionId:
+    """What one id claims, unverified. Raises InvalidArgument, reason MALFORMED_DECISION_ID."""
+    ids = read_ids([text])
+    return DecisionId(
+        ids.uid[0].tobytes(), *(getattr(ids, name)[0].item() for name in ("arm", "segment", "version", "milliseconds", "slots")),
+        ids.nonce[0].tobytes(), *(getattr(ids, name)[0].item() for name in ("counted", "first", "gated", "activation", "key")),
+    )  # fmt: skip
 
 
 _PLAIN = str.maketrans("-_", "+/")

@@ -13,9 +13,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from allocator.core.assignment import unit_hash
+from allocator.core.assignment import point, unit_hash
 from allocator.core.decision import Decision, Reason, check_unit, check_units
 from allocator.core.decision_id import NONCE_BYTES
+from allocator.core.experiment import Assignment
 from allocator.core.lifecycle import State
 from allocator.core.outcome import Outcome
 from allocator.core.record import Record
@@ -316,11 +317,15 @@ class OperatorServicer(Governance):
 
     async def read_decision(self, request: operator_pb.ReadDecisionRequest) -> operator_pb.ReadDecisionResponse:
         """ReadDecision."""
-        uid = self._engine.ingest.read(request.decision_id).uid.hex()
+        decision = self._engine.ingest.read(request.decision_id)
+        uid = decision.uid.hex()
         record = self._engine.registry.of_uid(uid)
         reply = operator_pb.ReadDecisionResponse(uid=uid, experiment=record.name if record is not None else "")
         if request.unit and record is not None:
             reply.unit_hash = unit_hash(record.salt, check_unit(request.unit)).hex()
+        sticky = record is not None and record.experiment.assignment is Assignment.STICKY
+        if record is not None and (request.unit or not sticky):
+            reply.slot = point(record.salt, check_unit(request.unit) if sticky else decision.nonce)
         return reply
 
     async def _command(self, command: Callable[..., Record], request: Any, **more: Any) -> Record:

@@ -568,11 +568,13 @@ class ReadDecisionRequest(_message.Message):
     def __init__(self, decision_id: _Optional[str] = ..., unit: _Optional[str] = ...) -> None: ...
 
 class ReadDecisionResponse(_message.Message):
-    __slots__ = ("experiment", "uid", "unit_hash")
+    __slots__ = ("experiment", "uid", "unit_hash", "slot")
     EXPERIMENT_FIELD_NUMBER: _ClassVar[int]
     UID_FIELD_NUMBER: _ClassVar[int]
     UNIT_HASH_FIELD_NUMBER: _ClassVar[int]
+    SLOT_FIELD_NUMBER: _ClassVar[int]
     experiment: str
     uid: str
     unit_hash: str
-    def __init__(self, experiment: _Optional[str] = ..., uid: _Optional[str] = ..., unit_hash: _Optional[str] = ...) -> None: ...
+    slot: int
+    def __init__(self, experiment: _Optional[str] = ..., uid: _Optional[str] = ..., unit_hash: _Optional[str] = ..., slot: _Optional[int] = ...) -> None: ...

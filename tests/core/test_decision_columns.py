@@ -9,8 +9,8 @@ import pytest
 
 from allocator.core.assignment import SLOTS, first_layout
 from allocator.core.decision import choose
-from allocator.core.decision_columns import read_ids
-from allocator.core.decision_id import mint, read
+from allocator.core.decision_columns import read_claims, read_ids
+from allocator.core.decision_id import client_key, mint, read
 from allocator.core.served_chances import chances
 from allocator.core.snapshot import Entry, Table
 from allocator.errors import InvalidArgument
@@ -20,9 +20,10 @@ KEY = b"k" * 32
 
 def ids(count: int, seed: int = 0) -> list[str]:
     r = random.Random(seed)
+    numbers = [r.randrange(2**32) for _ in range(count)]
     return [
         mint(
-            KEY,
+            client_key(KEY, number),
             r.randbytes(8),
             r.randrange(64),
             r.randrange(33),
@@ -31,9 +32,9 @@ def ids(count: int, seed: int = 0) -> list[str]:
             r.randrange(SLOTS + 1),
             r.randbytes(8),
             r.randrange(256),
-            r.randrange(2**32),
+            number,
         )
-        for _ in range(count)
+        for number in numbers
     ]
 
 
@@ -46,6 +47,7 @@ def test_columns_say_what_each_id_says():
             field.name: getattr(columns, field.name)[row].item() for field in fields(columns) if field.name not in ("uid", "nonce")
         }
         assert (columns.uid[row].tobytes(), columns.nonce[row].tobytes()) == (one["uid"], one["nonce"])
+        assert read_claims(text) == read(KEY, text)
     assert read_ids([]).arm.size == 0
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import grpc
 import pytest
 
-from allocator.core.assignment import unit_hash
+from allocator.core.assignment import point, unit_hash
 from allocator.core.summary import Statistic
 from allocator.v1 import operator_service_pb2 as pb
 from allocator.wire.convert import experiment_to_message
@@ -60,6 +60,9 @@ async def test_a_decision_id_is_read_and_its_unit_found(running):
     record = running.engine.registry.get("ranker")
     assert (reply.experiment, reply.uid) == ("default/ranker", record.uid)
     assert reply.unit_hash == unit_hash(record.salt, b"unit-0").hex()
+    assert reply.slot == point(record.salt, b"unit-0")
+    reply = await running.operator.ReadDecision(pb.ReadDecisionRequest(decision_id=decision.id))
+    assert (reply.unit_hash, reply.HasField("slot")) == ("", False)
 
 
 async def test_a_forged_decision_id_is_refused(running):
