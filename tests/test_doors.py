@@ -33,7 +33,7 @@ ONLY_HERE = {  # a door that one file has, and its room has not
     "server/main.py": {"stores"},
 }
 CORE_LIBRARIES = {"numpy", "numba"}
-STANDARD_LIBRARY_ONLY = ["snapshot", "assignment", "decision", "decision_id", "decider", "gate", "lifecycle"]
+STANDARD_LIBRARY_ONLY = ["snapshot", "assignment", "decision", "decision_id", "decider", "gate", "leasing", "lifecycle"]
 
 
 def imports_of(path: Path) -> set[str]:

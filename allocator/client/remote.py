@@ -207,7 +207,7 @@ class AsyncClient:
 def _decide_request(experiment: str, unit: str, attributes: Mapping[str, Value] | None) -> service_pb.DecideRequest:
     request = service_pb.DecideRequest(experiment=_text("experiment", experiment), unit=_text("unit", unit))
     for name, value in (attributes or {}).items():
-        request.attributes[_text("attributes", name)] = _attribute(name, value)
+        request.attributes[_text("attributes", name)] = attribute_text(name, value)
     return request
 
 
@@ -234,7 +234,7 @@ def _text(field: str, value: Any) -> str:
     return value
 
 
-def _attribute(name: str, value: Any) -> str:
+def attribute_text(name: str, value: Any) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, float) and value.is_integer():

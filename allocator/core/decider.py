@@ -267,6 +267,14 @@ class Decider(Generic[T]):
         """The leases of an experiment, for whoever fills them. May be called from any thread."""
         return self._budgets.setdefault(uid, BudgetGate(lambda: self.low()))
 
+    def leasing(self) -> list[bytes]:
+        """The experiments of which this decider needs leases. May be called from any thread."""
+        return list(self._budgets)
+
+    def rekey(self, key: bytes, key_number: int) -> None:
+        """Make the ids of later decisions with another key."""
+        self._key, self._key_number = key, key_number
+
     def take(self) -> list[Exposure]:
         """The exposures counted since the last call. They are now the caller's: give back what could not be stored."""
         for memory in self._counting:

@@ -33,6 +33,7 @@ class Reason(IntEnum):
     PINNED = 8
     STALE = 9
     UNKNOWN_EXPERIMENT = 10
+    INVALID_REQUEST = 11
 
 
 ALLOCATED = Reason.ALLOCATED

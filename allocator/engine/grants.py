@@ -4,9 +4,8 @@ In: the limits of each plan, and how much the decider has spent. Out: blocks of 
 so that whatever happens afterwards less is received than was granted, never more. Whoever plans or serves calls `fill`: after each
 plan, from time to time, and when the decider says that a lease runs low. It waits for the store, so never where decisions are made.
 
-A lease follows its use: its size doubles when half of it was spent between two looks, and halves when hardly any of it was. What a
-process holds is lost when it stops, so near a limit blocks shrink to a quarter of what is left of it. The clock is not asked: how
-often one looks sets the scale.
+A lease follows its use (`core/leasing.py`). What a process holds is lost when it stops, so near a limit blocks shrink to a quarter of what
+is left of it.
 
 Dropped: giving back what was not spent (a crash between the two counts twice what was spent); asking the store for each exposure (a
 decision would wait for the disk); a share of the budget for each process (the busy one stops while the idle one sits on the rest).
@@ -15,39 +14,21 @@ decision would wait for the disk); a share of the budget for each process (the b
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass
 
 import structlog
 
 from allocator.core.budget import TOGETHER, Limits
 from allocator.core.decider import Decider
-from allocator.core.gate import REQUESTS, UNITS, Block
+from allocator.core.gate import REQUESTS, UNITS
+from allocator.core.leasing import MOST, Lease
 from allocator.core.snapshot import Entry
 from allocator.engine.live import Live
 from allocator.errors import AllocatorError
 from allocator.ports import Store
 
-LEAST = 16  # exposures in a lease that is hardly used, where the limit is far
-MOST = 1 << 20
 NEAR = 4  # a block is at most this part of what may still be granted
 
 log = structlog.get_logger()
-
-
-@dataclass(slots=True)
-class _Lease:
-    """What was handed over for one arm and kind, in one activation. spent_before: what its decider had spent when that began."""
-
-    activation: int
-    spent_before: int
-    serial: int
-    granted: int = 0
-    size: int = LEAST
-    seen: int = 0  # spent at the last look
-
-    def left(self, spent: int) -> int:
-        """What the decider still holds, when it has spent so much in all."""
-        return max(self.granted - (spent - self.spent_before), 0)
 
 
 class Grants:
@@ -59,7 +40,7 @@ class Grants:
         self._decider = decider
         self._lock = threading.Lock()
         self._limits: dict[str, Limits] = {}
-        self._leases: dict[tuple[str, int, str], _Lease] = {}
+        self._leases: dict[tuple[str, int, str], Lease] = {}
 
     def renew(self, uid: str, limits: Limits | None) -> None:
         """The limits of an experiment as of its latest plan; None when it has none, or has ended."""
@@ -121,25 +102,12 @@ class Grants:
                     granted = self._store.granted(uid)
                 got = self._grant(entry, uid, kind, arm, wanted, limits, granted)
                 if got:
-                    lease = self._leases[uid, arm, kind]
-                    lease.serial += 1
-                    lease.granted += got
-                    self._decider.budget(entry.uid).post(kind, arm, Block(lease.serial, lease.activation, got))
+                    self._decider.budget(entry.uid).post(kind, arm, self._leases[uid, arm, kind].block(got))
 
     def _wanted(self, entry: Entry, uid: str, kind: str, arm: int) -> int:
         """How much the lease should grow by; 0 while it is more than half full."""
-        spent = self._spent(entry, kind, arm)
-        lease = self._leases.get((uid, arm, kind))
-        if lease is None or lease.activation != entry.activation:
-            serial, size = (0, LEAST) if lease is None else (lease.serial, lease.size)
-            lease = self._leases[uid, arm, kind] = _Lease(entry.activation, spent, serial, size=size, seen=spent)
-        used, lease.seen = spent - lease.seen, spent
-        if 2 * used >= lease.size:
-            lease.size = min(2 * lease.size, MOST)
-        elif 8 * used < lease.size:
-            lease.size = max(lease.size // 2, LEAST)
-        left = lease.left(spent)
-        return lease.size - left if 2 * left <= lease.size else 0
+        lease = self._leases.setdefault((uid, arm, kind), Lease())
+        return lease.wanted(entry.activation, self._spent(entry, kind, arm))
 
     def _grant(
         self, entry: Entry, uid: str, kind: str, arm: int, wanted: int, limits: Limits, granted: dict[tuple[int, str], int]

@@ -116,6 +116,7 @@ class Reason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     REASON_PINNED: _ClassVar[Reason]
     REASON_STALE: _ClassVar[Reason]
     REASON_UNKNOWN_EXPERIMENT: _ClassVar[Reason]
+    REASON_INVALID_REQUEST: _ClassVar[Reason]
 
 class OutcomeStatus(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -200,6 +201,7 @@ REASON_NOT_TARGETED: Reason
 REASON_PINNED: Reason
 REASON_STALE: Reason
 REASON_UNKNOWN_EXPERIMENT: Reason
+REASON_INVALID_REQUEST: Reason
 OUTCOME_STATUS_UNSPECIFIED: OutcomeStatus
 OUTCOME_STATUS_ACCEPTED: OutcomeStatus
 OUTCOME_STATUS_DUPLICATE: OutcomeStatus
