@@ -140,6 +140,7 @@ class LocalClient:
         self._life = int(clock.now() * 1e6)
         self._lock = threading.Lock()  # of the decider and the nonces
         self._decider = Decider(b"", life=self._life)
+        self._keys: tuple[tuple[int, bytes], ...] = ()
         self._nonces = b""
         self._at = 0
         self._entries: Mapping[str, Entry] = {}
@@ -328,8 +329,9 @@ class LocalClient:
     def _heard(self, change: Change | None) -> None:
         """The follower has read a message. In its thread."""
         table = self._table
-        if table.keys:
-            number, key = table.keys[0]
+        if table.keys is not self._keys:
+            self._keys = table.keys
+            number, key = table.keys[0] if table.keys else (0, b"")
             with self._lock:
                 self._decider.rekey(key, number)
         if change is not None:

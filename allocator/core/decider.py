@@ -273,7 +273,10 @@ class Decider(Generic[T]):
 
     def rekey(self, key: bytes, key_number: int) -> None:
         """Make the ids of later decisions with another key."""
-        self._key, self._key_number = key, key_number
+        self._minter = Minter(key, key_number)
+        for memory in self._memories.values():  # what decisions have in common holds the number
+            self._close(memory)
+            memory.forms.clear()
 
     def take(self) -> list[Exposure]:
         """The exposures counted since the last call. They are now the caller's: give back what could not be stored."""

@@ -317,3 +317,21 @@ def test_a_forked_child_serves_the_incumbent_and_sends_nothing(service, make):
 def test_settings_are_checked_when_a_client_is_made(bad):
     with pytest.raises(InvalidArgument):
         LocalClient(**{"address": "127.0.0.1:1", **bad})
+
+
+def test_another_server_brings_another_key_and_nothing_counted_is_lost(service, make):
+    service.apply()
+    client = make()
+    first = client.decide("ranker", "u")
+    streams = client.statistics().streams
+    service.stop()
+    service.start()
+    until(lambda: client.statistics().streams > streams and client._follower._call is not None)
+    until(lambda: read(service.store.secret(), client.decide("ranker", "u").id).key != read(service.store.secret(), first.id).key)
+    client.report(client.decide("ranker", "u").id, reward=1.0)
+    client.report(first.id, reward=0.0)
+    assert client.flush(30)
+    assert client.statistics().accepted == 2
+    record = service.engine.registry.get("ranker")
+    units = sum(cell.count for cell in service.store.cells(record.uid) if cell.stream.startswith("_units"))
+    assert units == 1  # the unit was met before the key changed
