@@ -77,11 +77,11 @@ class Server:
     async def start(self) -> None:
         """Open the store, load the specs, plan, listen. Raises Unavailable or InvalidArgument with a sentence that says why not."""
         config = self._config
-        best_arm.warm_up()
-        evidence.warm_up()
-        confidence.warm_up()
-        store = self._given_store or open_store(config.store, self._entropy)
+        store = self._given_store or open_store(config.store, self._entropy)  # first: a second server on a file ends at once
         try:
+            best_arm.warm_up()
+            evidence.warm_up()
+            confidence.warm_up()
             registry = CollectorRegistry()
             self.tokens = Tokens(store, self._clock, self._entropy)
             self.tokens.refresh()

@@ -101,6 +101,7 @@ class Caller:
         self.operator = operator_grpc.OperatorServiceStub(self.channel)
         self.history, self.proc, self.experiment = history, proc, experiment
         self.unknown: dict[str, tuple] = unknown if unknown is not None else {}
+        self.error = ""  # status of the last call that was not answered
 
     async def decide(self, units: Sequence[str], seconds: float = 10.0, *, may_fail: bool = False) -> service_pb.BatchDecideResponse | None:
         """Decisions for these units; None when there was no answer. may_fail: the test takes the server away, so that is no fault."""
@@ -110,7 +111,8 @@ class Caller:
                 service_pb.BatchDecideRequest(experiment=self.experiment, units=units), timeout=seconds
             )
         except grpc.RpcError as error:
-            self.history.end(call, "info", error=error.code().name)
+            self.error = error.code().name
+            self.history.end(call, "info", error=self.error)
             return None
         self.history.end(
             call,
@@ -133,7 +135,8 @@ class Caller:
         try:
             reply = await self.allocator.ReportOutcomes(request, timeout=seconds)
         except grpc.RpcError as error:
-            self.history.end(call, "info", error=error.code().name)
+            self.error = error.code().name
+            self.history.end(call, "info", error=self.error)
             return None
         statuses = [STATUSES[result.status] for result in reply.results]
         self.history.end(call, "ok", statuses=statuses)
