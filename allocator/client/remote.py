@@ -1,7 +1,7 @@
 """Asks the server for each decision, and sends it outcomes.
 
-In: an address. Out: `Client` for threads and `AsyncClient` for asyncio, alike in everything else. Every call has a deadline. UNAVAILABLE alone
-is retried, by gRPC's own retries and within the deadline: a decision may be made twice without harm, and an outcome counts once.
+In: an address. Out: `Client` for threads and `AsyncClient` for asyncio, alike in everything else. Every call has a deadline. UNAVAILABLE
+alone is retried, by gRPC's own retries and within the deadline: a decision may be made twice without harm, and an outcome counts once.
 
 When no decision can be had in time, `decide` answers with the incumbent it last heard of (or `fallback`) and the reason STALE: serving goes
 on. Such a decision has no id, and a report of it is ignored.
@@ -17,6 +17,7 @@ from typing import Any, NamedTuple, Self
 
 import grpc
 
+from allocator.client import trace
 from allocator.client.channel import OPEN, Access, aio_channel, channel
 from allocator.core.decision import Decision, Reason
 from allocator.errors import AllocatorError, DeadlineExceeded, InvalidArgument, Unavailable
@@ -113,8 +114,9 @@ class Client:
         Raises InvalidArgument for bad input; what `wire/status.py` names when there is no answer and nothing to fall back on.
         """
         request = _decide_request(experiment, unit, attributes)
+        metadata = (*self._metadata(), *trace.context())
         try:
-            reply = self._stub.Decide(request, timeout=self._decide_timeout, metadata=self._metadata())
+            reply = self._stub.Decide(request, timeout=self._decide_timeout, metadata=metadata)
         except grpc.RpcError as exc:
             return self._fallback.instead(experiment, fallback, from_rpc_error(exc))
         return self._fallback.remember(experiment, decision_from_message(reply.decision))
@@ -135,8 +137,9 @@ class Client:
     ) -> list[Report]:
         """Report up to 1,000 outcomes, each (decision id, reward, metrics), in one call. All or none of the values are refused."""
         request = _report_request(outcomes)
+        metadata = (*self._metadata(), *trace.context())
         try:
-            return _reports(self._stub.ReportOutcomes(request, timeout=self._report_timeout, metadata=self._metadata()))
+            return _reports(self._stub.ReportOutcomes(request, timeout=self._report_timeout, metadata=metadata))
         except grpc.RpcError as exc:
             raise from_rpc_error(exc) from exc
 
@@ -169,8 +172,9 @@ class AsyncClient:
     ) -> Decision:
         """See `Client.decide`."""
         request = _decide_request(experiment, unit, attributes)
+        metadata = (*self._metadata(), *trace.context())
         try:
-            reply = await self._stub.Decide(request, timeout=self._decide_timeout, metadata=self._metadata())
+            reply = await self._stub.Decide(request, timeout=self._decide_timeout, metadata=metadata)
         except grpc.RpcError as exc:
             return self._fallback.instead(experiment, fallback, from_rpc_error(exc))
         return self._fallback.remember(experiment, decision_from_message(reply.decision))
@@ -188,8 +192,9 @@ class AsyncClient:
     ) -> list[Report]:
         """See `Client.report_many`."""
         request = _report_request(outcomes)
+        metadata = (*self._metadata(), *trace.context())
         try:
-            return _reports(await self._stub.ReportOutcomes(request, timeout=self._report_timeout, metadata=self._metadata()))
+            return _reports(await self._stub.ReportOutcomes(request, timeout=self._report_timeout, metadata=metadata))
         except grpc.RpcError as exc:
             raise from_rpc_error(exc) from exc
 

@@ -414,6 +414,8 @@ class Commands:
             if entry.action.startswith(BREAK_GLASS):
                 log.error("break_glass", actor=entry.actor, action=entry.action, experiment=entry.experiment, reason=entry.reason)
                 self.broken_glass()
+            else:
+                log.info(entry.action, actor=entry.actor, experiment=entry.experiment, reason=entry.reason, version=after.version)
         self._planner.replan(after.uid)
 
     def _replan_now(self, record: Record) -> None:

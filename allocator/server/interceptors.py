@@ -15,6 +15,7 @@ import structlog
 from google.protobuf.message import DecodeError, Message
 
 from allocator.errors import AllocatorError, InvalidArgument
+from allocator.server import tracing
 from allocator.server.access import Gate
 from allocator.server.metrics import Metrics
 from allocator.wire.status import to_status
@@ -60,6 +61,7 @@ def unary(metrics: Metrics, name: str, request_type: type[Message], method: Unar
     parse = request_type.FromString
 
     async def handle(raw: bytes, context: grpc.aio.ServicerContext) -> bytes:
+        tracing.bind(context.invocation_metadata())
         try:
             if gate is None:
                 reply = await method(parse(raw))
@@ -110,6 +112,7 @@ async def _abort(context: grpc.aio.ServicerContext, metrics: Metrics, name: str,
     if isinstance(error, DecodeError):
         error = InvalidArgument.of_field("request", "got bytes that are no message of this type", reason="MALFORMED_REQUEST")
     if not isinstance(error, AllocatorError):
+        tracing.bind(context.invocation_metadata())
         log.exception("rpc.crashed", method=name)
         error = AllocatorError("the server made a mistake; its log says more", reason="INTERNAL")
     status = to_status(error)

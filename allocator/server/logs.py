@@ -1,11 +1,13 @@
 """Logging of a server: one event a line on stderr, with stable event names; JSON for machines, colours for people.
 
 What people wrote (reasons, names) and what callers sent may hold anything; none of it ends a line or steers a terminal: JSON escapes it,
-and for people whatever cannot be printed becomes a space. Tracebacks show no local variables: these hold units and tokens.
+and for people whatever cannot be printed becomes a space. What libraries and the client log by other means becomes an event `library` with
+their sentence in it. Tracebacks show no local variables: these hold units and tokens.
 """
 
 from __future__ import annotations
 
+import logging
 import sys
 
 import structlog
@@ -28,6 +30,16 @@ def set_up(log_format: str) -> None:
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
         cache_logger_on_first_use=True,
     )
+    logging.basicConfig(handlers=[_Events()], level=logging.INFO, force=True)
+
+
+class _Events(logging.Handler):
+    """Makes an event of each record of the standard library's logging."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Log it again."""
+        log = structlog.get_logger().bind(logger=record.name, message=record.getMessage())
+        log.log(max(record.levelno, logging.DEBUG), "library", exc_info=record.exc_info)
 
 
 def _printable(_logger: object, _method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:

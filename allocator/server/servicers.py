@@ -29,6 +29,7 @@ from allocator.engine.ingest import Result
 from allocator.engine.tokens import Tokens
 from allocator.errors import AllocatorError, InvalidArgument, NotFound
 from allocator.ports import Entropy
+from allocator.server import tracing
 from allocator.server.governance import Governance, actor_of, page_size
 from allocator.server.metrics import Metrics
 from allocator.server.tallies import Cell
@@ -197,7 +198,7 @@ class AllocatorServicer:
         return _Answer(*snapshots.decide_response_around(decision), self._metrics.decided(experiment, decision), decision.reason)
 
     async def _in_thread(self, function: Callable[..., T], *arguments: Any) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._threads, function, *arguments)
+        return await asyncio.get_running_loop().run_in_executor(self._threads, tracing.here(function), *arguments)
 
 
 class OperatorServicer(Governance):
@@ -332,7 +333,7 @@ class OperatorServicer(Governance):
         return await self._in_thread(lambda: command(request.experiment, actor=actor_of(request.actor), reason=request.reason, **more))
 
     async def _in_thread(self, function: Callable[[], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._threads, function)
+        return await asyncio.get_running_loop().run_in_executor(self._threads, tracing.here(function))
 
 
 @dataclass(frozen=True, slots=True, eq=False)

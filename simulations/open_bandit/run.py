@@ -28,6 +28,7 @@ from tests.analysis.open_bandit import FOLDER, logged, thompson  # noqa: E402
 
 CAMPAIGNS = ("men", "all")
 SHOWN = ("IPS", "SNIPS", "DR")
+LEAST = 1e-4  # where the figure begins
 Found = dict[tuple[str, str], tuple[float, Evaluation | str]]
 
 
@@ -86,16 +87,17 @@ def draw(found: Found, path: Path) -> None:
     """Intervals beside the truth."""
     figure, axis = plt.subplots(figsize=(9, 4.2), layout="constrained")
     for place, (truth, answer) in enumerate(found.values()):
-        axis.scatter([truth], [place], marker="|", s=900, color="black", label="on-policy truth" if place == 0 else None)
+        axis.scatter([truth], [place], marker="|", s=900, color="black")
         if isinstance(answer, str):
             axis.text(truth, place + 0.2, "refused: too few effective rows", fontsize=8)
             continue
         for number, name in enumerate(SHOWN):
             e, y = answer.estimates[name], place + 0.22 * (number - 1)
-            axis.plot([e.low, e.high], [y, y], color=f"C{number}", label=name if place == 0 else None)
+            axis.plot([max(e.low, LEAST), e.high], [y, y], color=f"C{number}", label=name if place == 0 else None)
             axis.plot([e.value], [y], marker="o", color=f"C{number}")
     axis.set_yticks(range(len(found)), [f"{campaign}: {question}" for campaign, question in found])
-    axis.set(xlabel="clicks per impression", xlim=(0, None))
+    axis.set(xlabel="clicks per impression (an interval that touches the left edge begins at 0)", xscale="log", xlim=(LEAST, 1))
+    axis.plot([], [], color="black", label="on-policy truth")
     axis.legend(fontsize=8)
     figure.savefig(path, dpi=150, metadata={"Software": None})
     plt.close(figure)

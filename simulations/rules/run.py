@@ -157,7 +157,7 @@ def _spread(values: np.ndarray) -> str:
 def draw(found: Found, thompson: dict[str, np.ndarray], path: Path) -> None:
     """Median failures before the stop, by rule and scenario."""
     harmful = [scenario for scenario in SCENARIOS if scenario.harmful]
-    figure, axis = plt.subplots(figsize=(11, 5.5), layout="constrained")
+    figure, axis = plt.subplots(figsize=(11, 6.5), layout="constrained")
     place = np.arange(len(harmful))
     for number, rule in enumerate(RULES):
         middle = [np.median(found[s.name, rule.name][:, 2]) for s in harmful]
@@ -172,7 +172,7 @@ def draw(found: Found, thompson: dict[str, np.ndarray], path: Path) -> None:
     axis.set_xticks(place, [s.name.replace(", failures after 5 s, successes after 10 min", ",\ndelayed") for s in harmful])
     day = f"{FALSE_ALARMS:.0%} of A/A days of {SECONDS // 3600} h"
     axis.set_title(f"Rules, not software, at equal false alarms: {day}; x: mostly not stopped")
-    axis.legend(fontsize=8, ncols=2)
+    figure.legend(fontsize=8, ncols=3, loc="outside lower center")
     axis.grid(visible=True, which="major", axis="y", alpha=0.3)
     figure.savefig(path, dpi=150, metadata={"Software": None})
     plt.close(figure)
