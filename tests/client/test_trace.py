@@ -20,7 +20,7 @@ class Recording(rpc.AllocatorServiceServicer):
     def __init__(self) -> None:
         self.seen: list[dict[str, str]] = []
 
-    def Decide(self, request: pb.DecideRequest, context: grpc.ServicerContext) -> pb.DecideResponse:  # noqa: N802
+    def Decide(self, request: pb.DecideRequest, context: grpc.ServicerContext) -> pb.DecideResponse:
         self.seen.append(dict(context.invocation_metadata()))
         return pb.DecideResponse()
 
@@ -37,7 +37,7 @@ def test_the_span_in_force_goes_along_as_traceparent() -> None:
             context = span.get_span_context()
         client.decide("x", "u")
     server.stop(0)
-    assert recording.seen[0]["traceparent"] == f"00-{context.trace_id:032x}-{context.span_id:016x}-01"
+    assert recording.seen[0]["traceparent"] == f"00-{context.trace_id:032x}-{context.span_id:016x}-{context.trace_flags:02x}"
     assert "traceparent" not in recording.seen[1]
 
 
