@@ -142,15 +142,19 @@ class Store(Protocol):
 
         term: of the planner that made these saves; None for a person's command. A save of a term older than the one that has begun since
         is refused: Conflict, reason STALE_TERM. One save's conflict does not touch the others. Durable when this returns. Raises
-        Unavailable or Overloaded when the store cannot write; then none was carried out.
+        Unavailable or Overloaded when the store cannot write; then none was carried out, but of a store across a network nobody knows: who
+        saves again and is told Conflict looks at what is there. Where it can write some and not others, those are answered Unavailable.
         """
 
     def add(self, outcomes: Sequence[OutcomeRow], exposures: Sequence[ExposureRow] = ()) -> list[Counted]:
-        """Count exposures, and outcomes not seen before: each metric of a decision once. All in one step, durable when this returns.
+        """Count exposures, and outcomes not seen before: each metric of a decision once. Durable when this returns.
 
+        All in one step; in a store across a network, the outcomes of each experiment in one step, and the exposures of each in another.
         LATE: the outcome's bucket is settled; nothing of it is counted. DUPLICATE: every metric in it had been counted. ACCEPTED: at
         least one was new; only the new ones' contributions are added. Exposures of settled buckets go to the settled cells.
-        Raises Unavailable or Overloaded when the store cannot write; then nothing was counted.
+        Raises Unavailable or Overloaded when the store cannot write; then no exposure was counted, and no outcome either, but across a
+        network nobody knows: outcomes may be sent again. Exposures that were accepted and then did not get through are the store's to
+        send again: they count once, as long as the process lives.
         """
 
     def cells(self, uid: str) -> list[Cell]:

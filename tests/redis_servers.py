@@ -25,6 +25,8 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from allocator.errors import Unavailable
+
 SECONDS = 20.0  # for anything here to come about
 MASTER = "allocator"  # the name under which Sentinels know the replicated server
 SLOTS = 16_384
@@ -46,13 +48,13 @@ def binary() -> str:
 
 
 def until(true: Callable[[], object], what: str, seconds: float = SECONDS) -> None:
-    """Wait until `true` answers so; a Redis error counts as not yet. Fails the test after `seconds`, saying `what` did not come about."""
+    """Wait until `true` answers so; an error that passes (Redis', or Unavailable) counts as not yet. Fails the test after `seconds`."""
     deadline = time.monotonic() + seconds
     while True:
         try:
             if true():
                 return
-        except redis.RedisError:
+        except (redis.RedisError, Unavailable):
             pass
         if time.monotonic() > deadline:
             pytest.fail(f"after {seconds:g} s, still not: {what}")

@@ -21,7 +21,7 @@ import msgspec
 
 from allocator.core.audit import GENESIS, AuditEntry, AuditRecord
 from allocator.core.record import Record
-from allocator.errors import AllocatorError, Conflict, Unavailable
+from allocator.errors import AllocatorError, Conflict, Overloaded, Unavailable
 from allocator.ports import News, Save
 from allocator.stores import documents, rules
 from allocator.stores.redis.counting import ATTEMPTS, pack, refused
@@ -109,9 +109,8 @@ class Saving:
         attempts = [_Attempt(save, documents.to_bytes(save.record).decode()) for save in saves]
         for first in range(0, len(attempts), CHUNK):
             self._save(attempts[first : first + CHUNK], term)
-        failures = [attempt.answer for attempt in attempts if isinstance(attempt.answer, Unavailable)]
-        if attempts and len(failures) == len(attempts):
-            raise failures[0]
+        if attempts and all(_cannot_write(attempt.answer) for attempt in attempts):
+            raise attempts[0].answer
         return [attempt.answer for attempt in attempts]
 
     def _save(self, attempts: list[_Attempt], term: int | None) -> None:
@@ -152,7 +151,7 @@ class Saving:
             if attempt.first == end:  # else others' entries come before it
                 chains.ends[attempt.uid] = (start, attempt.last)
                 chains.entries += attempt.save.audit
-        unknown = any(isinstance(attempt.answer, Unavailable) for attempt in pending)  # then the intent must stay
+        unknown = any(_cannot_write(attempt.answer) for attempt in pending)  # then the intent must stay
         try:
             self._finish("" if unknown else str(token), made, chains)
         except AllocatorError as error:  # they are made; others see the intent
@@ -383,3 +382,8 @@ class Saving:
 
     def _time(self) -> Call:
         return Call("time", self._keys.commons("store"))
+
+
+def _cannot_write(answer: AllocatorError | None) -> bool:
+    """Is it the store's trouble, not the save's?"""
+    return isinstance(answer, Unavailable) or (isinstance(answer, Overloaded) and answer.reason == "STORE_FULL")
