@@ -246,6 +246,7 @@ class Sentinels(_Several):
     def __init__(self, directory: Path, replicas: int = 2, down_ms: int = 1000, **options: object) -> None:
         self._directory = directory
         self._down_ms = down_ms
+        options = {"repl_diskless_sync_delay": 0, **options}
         self.data = [Node(directory / f"data{number}", **options) for number in range(1 + replicas)]
         self.sentinels: list[Node] = []
 
@@ -264,7 +265,7 @@ class Sentinels(_Several):
             node.options["replicaof"] = f"127.0.0.1 {first.port}"
             node.start()
             del node.options["replicaof"]  # from now on the Sentinels say who follows whom
-        until(lambda: first.ask("INFO", "replication")["connected_slaves"] == len(replicas), "all replicas follow")
+        until(lambda: self.following(first) == len(replicas), "all replicas follow")
         self.sentinels = [_Sentinel(self._directory / f"sentinel{number}", first.port, self._down_ms) for number in range(3)]
         for sentinel in self.sentinels:
             sentinel.start()
@@ -278,6 +279,20 @@ class Sentinels(_Several):
                 host_port = sentinel.ask("SENTINEL", "GET-MASTER-ADDR-BY-NAME", MASTER)
                 return next(node for node in self.data if node.port == int(host_port[1]))
         pytest.fail("no Sentinel runs")
+
+    def following(self, master: Node) -> int:
+        """How many replicas have caught up with it."""
+        replicas = master.ask("INFO", "replication")
+        return sum(isinstance(value, dict) and value.get("state") == "online" for value in replicas.values())
+
+    def rejoin(self, node: Node) -> None:
+        """Bring an old master back as a replica; by themselves the Sentinels take 10 s over it."""
+        if node.process is None:
+            node.start()
+        node.resume()
+        master = self.master()
+        until(lambda: node.ask("REPLICAOF", "127.0.0.1", master.port), "the old master listens")
+        until(lambda: self.following(master) == len(self.data) - 1, "all replicas follow")
 
     def wait_for_another(self, than: Node) -> Node:
         """The new master, once the Sentinels name it and it takes writes."""

@@ -6,6 +6,7 @@ What is lost when a failover picks a replica that lagged is Redis' own affair wi
 from __future__ import annotations
 
 import contextlib
+import re
 import threading
 from collections.abc import Iterator
 
@@ -40,15 +41,13 @@ def cluster(tmp_path_factory) -> Iterator[Cluster]:
 def two(request) -> Iterator[tuple[RedisStore, RedisStore]]:
     """Two servers' objects of one store behind the Sentinels or over the Cluster, whichever the test names."""
     kind = "cluster" if "cluster" in request.fixturenames else "sentinels"
-    url = f"{request.getfixturevalue(kind).url}?prefix={request.node.name[:60]}&timeout_ms=1000"
+    url = f"{request.getfixturevalue(kind).url}?prefix={re.sub('[^a-z_]', '', request.node.name)[-60:]}&timeout_ms=1000"
     if kind == "sentinels":
-        url += "&wait=1&wait_ms=1000"
+        # Of a dead master, the replica that knows most takes over: one is enough. A master that is told to hand over takes writes
+        # meanwhile, and the one replica that acknowledges them may be the other.
+        url += f"&wait={2 if 'failover]' in request.node.name else 1}&wait_ms=1000"
     with contextlib.closing(RedisStore(url)) as store, contextlib.closing(RedisStore(url)) as other:
         yield store, other
-
-
-def every_key_of(cluster: Cluster, uid: str, store: RedisStore) -> set[str]:
-    return set(cluster.of_key(Keys(store.address.prefix).of(uid, "meta")).ask("KEYS", f"*{uid}*"))
 
 
 def ingest(store: RedisStore, first: int, count: int) -> None:
@@ -60,7 +59,7 @@ def ingest(store: RedisStore, first: int, count: int) -> None:
 # Sentinels
 
 
-@pytest.mark.parametrize("fault", ["kill", "pause", "failover"])
+@pytest.mark.parametrize("fault", ["kill", "pause", pytest.param("failover", marks=pytest.mark.slow)])
 def test_acknowledged_outcomes_survive_a_failover_and_count_once(sentinels, two, fault):
     store, other = two
     store.save([Save(record(), None, (entry("before"),))])
@@ -87,11 +86,7 @@ def test_acknowledged_outcomes_survive_a_failover_and_count_once(sentinels, two,
     until(lambda: len(counted) > at_failover + 50, "outcomes are counted again")
     done.set()
     reporter.join()
-    if fault == "kill":
-        before.start()
-    before.resume()
-    until(lambda: before.ask("ROLE")[0] == "slave" and before.ask("ROLE")[3] == "connected", "the old master follows the new one")
-    until(lambda: int(sentinels.master().ask("INFO", "replication")["connected_slaves"]) == 2, "two replicas again")
+    sentinels.rejoin(before)
     assert set(store.add([outcome(number) for number in range(len(counted))])) == {DUPLICATE}
     assert sums(other.cells(UID))[10, 1, 0, "m0"][0] == len(counted)
     assert [found.entry.action for found in other.audit()] == ["before"]
@@ -156,11 +151,13 @@ def test_a_slot_that_moves_is_followed_while_it_moves_and_afterwards(cluster, tw
     try:
         target.ask("CLUSTER", "SETSLOT", slot, "IMPORTING", source_id)
         source.ask("CLUSTER", "SETSLOT", slot, "MIGRATING", target_id)
-        assert store.add([outcome(1, uid=OTHER)]) == [ACCEPTED]  # it has no key yet: the source sends to the target
-        assert store.add([outcome(1, uid=OTHER)]) == [DUPLICATE]
+        assert store.cells(OTHER) == []  # the source has no such key, and sends to the target
+        with pytest.raises(Unavailable, match="moving"):  # a server refuses steps over several keys meanwhile
+            store.add([outcome(1, uid=OTHER)])
+        assert store.add([outcome(2)]) == [ACCEPTED]  # the others are not touched
         for node in cluster.nodes:
             node.ask("CLUSTER", "SETSLOT", slot, "NODE", target_id)
-        assert store.add([outcome(1, uid=OTHER), outcome(2, uid=OTHER), outcome(1)]) == [DUPLICATE, ACCEPTED, DUPLICATE]
+        assert store.add([outcome(1, uid=OTHER), outcome(2, uid=OTHER), outcome(1)]) == [ACCEPTED, ACCEPTED, DUPLICATE]
         assert sums(store.cells(OTHER))[10, 1, 0, "m0"][0] == 2
     finally:
         for found in target.ask("CLUSTER", "GETKEYSINSLOT", slot, 1000):
@@ -194,23 +191,22 @@ def test_a_cluster_that_is_down_answers_unavailable_and_comes_back(cluster, two)
 
 
 def test_a_cluster_without_one_server_refuses_its_experiments_alone(tmp_path):
-    with Cluster(tmp_path, cluster_require_full_coverage="no") as cluster:
-        with contextlib.closing(RedisStore(cluster.url)) as store:
-            keys = Keys("allocator")
-            uids = [f"{number:016x}" for number in range(30)]
-            store.add([outcome(1, uid=uid) for uid in uids])
-            home = cluster.of_key(keys.common("store"))
-            gone = next(node for node in cluster.nodes if node is not home)
-            there = [uid for uid in uids if cluster.of_key(keys.of(uid, "meta")) is gone]
-            here = [uid for uid in uids if uid not in there]
-            gone.kill()
-            with pytest.raises(Unavailable):
-                store.add([outcome(2, uid=uid) for uid in uids])
-            assert set(store.add([outcome(2, uid=uid) for uid in here])) == {DUPLICATE}  # those had been counted
-            saves = [Save(record(f"e{uid}", uid=uid), None) for uid in (here[0], there[0])]
-            assert [type(answer) for answer in store.save(saves)] == [type(None), Unavailable]
-            assert store.cells(here[0])
-            gone.start()
-            cluster.wait_until_whole()
-            until(lambda: store.add([outcome(2, uid=uid) for uid in there]), "the server is found again")
-            assert all(len(store.cells(uid)) == 1 and store.cells(uid)[0].count == 2 for uid in uids)
+    with Cluster(tmp_path, cluster_require_full_coverage="no") as cluster, contextlib.closing(RedisStore(cluster.url)) as store:
+        keys = Keys("allocator")
+        uids = [f"{number:016x}" for number in range(30)]
+        store.add([outcome(1, uid=uid) for uid in uids])
+        home = cluster.of_key(keys.common("store"))
+        gone = next(node for node in cluster.nodes if node is not home)
+        there = [uid for uid in uids if cluster.of_key(keys.of(uid, "meta")) is gone]
+        here = [uid for uid in uids if uid not in there]
+        gone.kill()
+        with pytest.raises(Unavailable):
+            store.add([outcome(2, uid=uid) for uid in uids])
+        assert set(store.add([outcome(2, uid=uid) for uid in here])) == {DUPLICATE}  # those had been counted
+        saves = [Save(record(f"e{uid}", uid=uid), None) for uid in (here[0], there[0])]
+        assert [type(answer) for answer in store.save(saves)] == [type(None), Unavailable]
+        assert store.cells(here[0])
+        gone.start()
+        cluster.wait_until_whole()
+        until(lambda: store.add([outcome(2, uid=uid) for uid in there]), "the server is found again")
+        assert all(len(store.cells(uid)) == 1 and store.cells(uid)[0].count == 2 for uid in uids)

@@ -38,6 +38,7 @@ from redis.exceptions import (
     NoScriptError,
     OutOfMemoryError,
     ReadOnlyError,
+    TryAgainError,
 )
 from redis.retry import Retry
 from redis.sentinel import Sentinel
@@ -403,6 +404,8 @@ class Link:
             error = Overloaded("the store has no room; nothing was written", reason="STORE_FULL", retry_after_seconds=FULL_RETRY_SECONDS)
         elif "NOREPLICAS" in text:
             error = not_replicated("it has too few replicas to take writes")
+        elif isinstance(exc, TryAgainError):
+            error = Unavailable("the experiment is moving to another server of the store", reason="STORE_MOVING")
         elif isinstance(exc, AuthenticationError | NoPermissionError):
             error = Unavailable(f"the store refuses this server: {text}", reason="STORE_REFUSED")
         elif isinstance(exc, redis.ConnectionError | redis.TimeoutError | OSError):
