@@ -116,6 +116,15 @@ def serve(
             show_default="none",
         ),
     ] = "",
+    max_concurrent: Annotated[
+        int,
+        typer.Option(
+            "--max-concurrent",
+            metavar="CALLS",
+            envvar="ALLOCATOR_MAX_CONCURRENT",
+            help="How many calls may wait, of decisions and of reports each; what comes beyond is refused at once.",
+        ),
+    ] = 512,
     insecure: Annotated[
         bool,
         typer.Option(
@@ -139,6 +148,7 @@ def serve(
         refresh_seconds=refresh,
         drain_seconds=drain,
         grace_seconds=grace,
+        max_concurrent=max_concurrent,
         insecure=insecure,
         decision_log=decision_log,
         decision_log_days=decision_log_days,

@@ -25,6 +25,7 @@ class Config:
 
     tls_cert, tls_key, tls_client_ca: PEM files, "" for none. access: `open`, or `tokens` to ask each call for one. reflection: answer
     what the services look like; None: on loopback only. audit_checkpoint: a file for the heads of the audit log, "" for none.
+    max_concurrent: calls that may wait, of decisions, of reports and of everything else; beyond it they are refused at once.
     """
 
     listen: str = "127.0.0.1:50051"
@@ -45,6 +46,7 @@ class Config:
     access: str = "open"
     reflection: bool | None = None
     audit_checkpoint: str = ""
+    max_concurrent: int = 512
 
     def __post_init__(self) -> None:
         found = [*_address("listen", self.listen), *(_address("metrics", self.metrics) if self.metrics else ())]
@@ -57,6 +59,8 @@ class Config:
             found.append(Violation("refresh", f"got {self.refresh_seconds}; seconds from 0.05 to 60 are allowed"))
         if not 0 <= self.decision_log_days <= 36_500:
             found.append(Violation("decision-log-days", f"got {self.decision_log_days}; days from 0 (for ever) to 36500 are allowed"))
+        if not 1 <= self.max_concurrent <= 100_000:
+            found.append(Violation("max-concurrent", f"got {self.max_concurrent}; a number of calls from 1 to 100000 is allowed"))
         for name in ("drain_seconds", "grace_seconds"):
             if not 0 <= getattr(self, name) <= 600:
                 found.append(Violation(name.removesuffix("_seconds"), f"got {getattr(self, name)}; seconds from 0 to 600 are allowed"))

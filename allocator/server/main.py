@@ -55,6 +55,15 @@ CHECKPOINT_SECONDS = 60.0
 TOKENS_SECONDS = 0.5  # between two looks at the tokens: with a stream's heartbeat, a revoked one ends within 2 s everywhere
 MAX_MESSAGE = 4 << 20
 
+OPTIONS = (
+    ("grpc.so_reuseport", 0),
+    ("grpc.max_receive_message_length", MAX_MESSAGE),
+    ("grpc.max_concurrent_streams", 10_000),
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+)
+OWN_QUEUE = ("Decide", "ReportOutcomes")  # methods; the others share one
+
 log = structlog.get_logger()
 
 
@@ -140,16 +149,10 @@ class Server:
         log.info("server.stopped")
 
     def _build(self, metrics: Metrics) -> grpc.aio.Server:
-        server = grpc.aio.server(
-            options=[
-                ("grpc.so_reuseport", 0),
-                ("grpc.max_receive_message_length", MAX_MESSAGE),
-                ("grpc.max_concurrent_streams", 10_000),
-                ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
-                ("grpc.keepalive_permit_without_calls", 1),
-            ]
+        server = grpc.aio.server(options=[*OPTIONS, *bounds(self._config.max_concurrent)])
+        a = self._allocator = AllocatorServicer(
+            self.engine, metrics, self._threads, self._log, max(1, self._config.max_concurrent // 2)
         )
-        a = self._allocator = AllocatorServicer(self.engine, metrics, self._threads, self._log)
         o = OperatorServicer(self.engine, self.tokens, self._threads)
         access = Access(self.tokens, self.engine.registry, self._clock) if self._config.access == "tokens" else None
 
@@ -167,6 +170,7 @@ class Server:
             "WatchSnapshots": streaming(metrics, "WatchSnapshots", service_pb.WatchSnapshotsRequest, a.watch_snapshots, watch),
             "LeaseExposure": call("LeaseExposure", service_pb.LeaseExposureRequest, a.lease_exposure),
         }
+        server.add_registered_method_handlers(SERVICES[0], {method: calls[method] for method in OWN_QUEUE})
         operator = {}
         for method in operator_pb.DESCRIPTOR.services_by_name["OperatorService"].methods:
             words = "".join("_" + c.lower() if c.isupper() else c for c in method.name).lstrip("_")
@@ -221,7 +225,7 @@ class Server:
         while True:
             await asyncio.sleep(FLUSH_SECONDS)
             try:
-                await self._allocator.flush_exposures()
+                await self._allocator.intake.flush()
             except AllocatorError as error:
                 log.warning("exposures.not_stored", reason=error.reason, error=error.message)
 
@@ -241,6 +245,18 @@ class Server:
         while True:
             await loop.run_in_executor(self._threads, self._checkpoints.write)
             await asyncio.sleep(CHECKPOINT_SECONDS)
+
+
+def bounds(calls: int) -> list[tuple[str, int]]:
+    """Settings of gRPC that let this many calls of a queue wait, and refuse what comes beyond.
+
+    They wait in gRPC's own threads: Python never has more than a few calls at hand, so `maximum_concurrent_rpcs` of grpc.aio, which
+    counts those, bounds nothing. There a refusal costs a tenth of a decision; from here it would cost as much as the decision itself. The
+    price is that it has but one status for it, CANCELLED, and no room for a hint. Between the two numbers a growing share is refused,
+    so that callers do not all come back at once. A registered method has a queue of its own: a flood of decisions takes no place from a
+    freeze. Calls whose deadline passes leave the queue by themselves.
+    """
+    return [("grpc.server.max_pending_requests", max(1, calls // 2)), ("grpc.server.max_pending_requests_hard_limit", calls)]
 
 
 class _Generic:

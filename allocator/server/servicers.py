@@ -31,6 +31,7 @@ from allocator.errors import AllocatorError, InvalidArgument, NotFound
 from allocator.ports import Entropy
 from allocator.server import tracing
 from allocator.server.governance import Governance, actor_of, page_size
+from allocator.server.intake import Intake
 from allocator.server.metrics import Metrics
 from allocator.server.tallies import Cell
 from allocator.server.watch import Feed
@@ -60,9 +61,12 @@ T = TypeVar("T")
 class AllocatorServicer:
     """For serving systems."""
 
-    def __init__(self, engine: Engine, metrics: Metrics, threads: ThreadPoolExecutor, log: DecisionLog | None = None) -> None:
+    def __init__(
+        self, engine: Engine, metrics: Metrics, threads: ThreadPoolExecutor, log: DecisionLog | None = None, max_reports: int = 256
+    ) -> None:
         self._engine = engine
         self._metrics = metrics
+        self.intake = Intake(engine.ingest, engine.decider, threads, metrics, engine.clock.monotonic, max_reports)
         self._threads = threads
         self._log = log
         self._live = engine.live
@@ -140,15 +144,11 @@ class AllocatorServicer:
             ExposureBatch(batch.id, batch.life, tuple(exposure_from_message(count, batch.life) for count in batch.counts))
             for batch in request.exposures
         ]
-        exposures = self._engine.decider.take()
-        started = self._monotonic()
         try:
-            results, lost = await self._in_thread(self._engine.ingest.receive, outcomes, exposures, batches)
+            results, lost = await self.intake.report(outcomes, batches)
         except AllocatorError:
-            self._engine.decider.give_back(exposures)
             self._metrics.outcomes.labels("ERROR").inc(len(outcomes))
             raise
-        self._metrics.commit_duration.observe(self._monotonic() - started)
         if self._log is not None:
             self._log.reported(outcomes, results)
         distinct = {id(result): result for result in results}  # most are one and the same
@@ -156,17 +156,6 @@ class AllocatorServicer:
         for status, count in Counter(result.status.value for result in results).items():
             self._metrics.outcomes.labels(status).inc(count)
         return service_pb.ReportOutcomesResponse(results=[messages[id(result)] for result in results], lost_exposures=lost)
-
-    async def flush_exposures(self) -> None:
-        """Store the exposures that no report has taken along."""
-        exposures = self._engine.decider.take()
-        if not exposures:
-            return
-        try:
-            await self._in_thread(self._engine.ingest.report, (), exposures)
-        except AllocatorError:
-            self._engine.decider.give_back(exposures)
-            raise
 
     def watch_snapshots(self, request: service_pb.WatchSnapshotsRequest) -> AsyncGenerator[bytes, None]:
         """WatchSnapshots."""
