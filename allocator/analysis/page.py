@@ -70,8 +70,8 @@ def picture(figure: Figure, words: str) -> Picture:
 
 def plain(value: Any) -> Any:
     """`value` as JSON can say it: JSON has no infinity, and a NaN would make the whole document unreadable."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
+    if isinstance(value, float):  # numpy's as well, which is made Python's: nothing else may stand in JSON
+        return float(value) if math.isfinite(value) else None
     if isinstance(value, Mapping):
         return {str(key): plain(each) for key, each in value.items()}
     if isinstance(value, (list, tuple)):

@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from allocator.cli import assets, doctor, look, operate, replay, serve, specs, status
+from allocator.cli import assets, doctor, look, operate, replay, report, serve, specs, status
 from allocator.cli.failures import INTERRUPTED, complain, hint, tell
 from allocator.cli.output import say
 from allocator.errors import AllocatorError
@@ -139,7 +139,7 @@ for _panel, _commands in {
     "Serve": (serve.serve, demo),
     "Specs": (specs.lint, specs.apply),
     "Look": (look.get, look.describe, status.status),
-    "Afterwards": (replay.replay,),
+    "Afterwards": (report.report, replay.replay, report.export),
     "Operate": (
         operate.start,
         operate.approve,
