@@ -24,7 +24,7 @@ DOORS = {
     "server": {"engine", "ports", "wire", "v1", "core", "errors"},
     "simulation": {"engine", "core", "ports", "stores", "errors"},
     "analysis": {"core", "errors"},
-    "cli": {"server", "simulation", "analysis", "demo", "wire", "v1", "errors"},
+    "cli": {"server", "client", "simulation", "analysis", "demo", "wire", "v1", "errors"},
     "demo": {"server", "client", "wire", "v1", "ports", "errors"},
     "__main__": {"cli"},
     "__init__": {"client", "core", "errors"},

@@ -8,6 +8,7 @@ to do next.
 
 from __future__ import annotations
 
+import inspect
 import os
 import sys
 from pathlib import Path
@@ -16,7 +17,8 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from allocator.cli import assets, doctor, look, operate, replay, report, serve, specs, status
+from allocator.cli import assets, audit, doctor, look, operate, replay, report, revisions, serve, specs, status, token
+from allocator.cli.connection import connected
 from allocator.cli.failures import INTERRUPTED, complain, hint, tell
 from allocator.cli.output import say
 from allocator.errors import AllocatorError
@@ -137,7 +139,7 @@ def _usage(error: Any) -> int:
 
 for _panel, _commands in {
     "Serve": (serve.serve, demo),
-    "Specs": (specs.lint, specs.apply),
+    "Specs": (specs.lint, specs.apply, revisions.diff, revisions.revisions),
     "Look": (look.get, look.describe, status.status),
     "Afterwards": (report.report, replay.replay, report.export),
     "Operate": (
@@ -148,10 +150,14 @@ for _panel, _commands in {
         operate.resume,
         operate.rollback,
         operate.conclude,
+        operate.reject,
+        revisions.note,
     ),
     "Other": (doctor.doctor, version),
 }.items():
     for _command in _commands:
-        app.command(rich_help_panel=_panel)(_command)
-app.add_typer(look.audit, name="audit", rich_help_panel="Look")
+        _reaches_a_server = "server" in inspect.signature(_command).parameters
+        app.command(rich_help_panel=_panel)(connected(_command) if _reaches_a_server else _command)
+app.add_typer(audit.audit, name="audit", rich_help_panel="Look")
+app.add_typer(token.token, name="token", rich_help_panel="Operate")
 app.add_typer(assets.app, name="assets", rich_help_panel="Other")

@@ -1,14 +1,18 @@
 """The server as operators reach it, and the options that every operator's command shares.
 
-In: an address, a deadline. Out: replies, or the AllocatorError that the server raised. A call is sent once: whether a
-second one would do harm (advance twice) only the operator can judge. Proxies that the environment names are not used:
-they would stand between an operator and localhost.
+In: an address, a deadline, and what opens the door: TLS files and a token, which `connected` adds to a command's options. Out: replies,
+or the AllocatorError that the server raised. A token is named by a file or a variable, never on the command line, where all see it. A
+call is sent once: whether a second one would do harm (advance twice) only the operator can judge. Proxies that the environment names are
+not used: they would stand between an operator and localhost.
 """
 
 from __future__ import annotations
 
+import functools
+import inspect
 import os
-from typing import TYPE_CHECKING, Annotated, Any, Self
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated, Any, Self, get_type_hints
 
 import typer
 
@@ -19,6 +23,8 @@ from allocator.errors import AllocatorError, DeadlineExceeded, InvalidArgument, 
 if TYPE_CHECKING:
     import grpc
     from google.protobuf.message import Message
+
+    from allocator.client.channel import Access
 
 DEFAULT_SERVER = "127.0.0.1:50051"
 PAGE = 200
@@ -32,8 +38,7 @@ class Operator:
     """
 
     def __init__(self, server: str, timeout: float) -> None:
-        import grpc
-
+        from allocator.client.channel import channel
         from allocator.v1 import operator_service_pb2_grpc as service
 
         if ":" not in server:
@@ -41,7 +46,9 @@ class Operator:
         self._server = server
         self._timeout = timeout
         options = (("grpc.enable_http_proxy", 0), ("grpc.max_receive_message_length", 64 << 20))
-        self._channel = grpc.insecure_channel(server, options=options)
+        access = _access()
+        self._metadata = access.metadata()
+        self._channel = channel(server, access, options)
         self._stub = service.OperatorServiceStub(self._channel)
 
     def call(self, method: str, request: Message) -> Any:
@@ -49,7 +56,7 @@ class Operator:
         import grpc
 
         try:
-            return getattr(self._stub, method)(request, timeout=self._timeout)
+            return getattr(self._stub, method)(request, timeout=self._timeout, metadata=self._metadata)
         except grpc.RpcError as exc:
             raise self._error(exc) from exc
 
@@ -83,6 +90,46 @@ class Operator:
 
     def __exit__(self, *_: object) -> None:
         self._channel.close()
+
+
+def _access() -> Access:
+    """What the options say, and for the token the environment where they say nothing."""
+    from allocator.client.channel import Access
+
+    options = _options or {name: os.environ.get(variable, "") for name, variable in VARIABLES.items()}
+    tls = str(options["tls"]).lower() in ("true", "1", "yes")
+    token = "" if options["token_file"] else os.environ.get("ALLOCATOR_TOKEN", "")
+    return Access(tls=tls, token=token, **{name: options[name] for name in DOOR if name != "tls"})
+
+
+def connected(command: Callable[..., None]) -> Callable[..., None]:
+    """The command with the options that open a server's door: --tls, --tls-ca, --tls-cert, --tls-key, --token-file."""
+
+    @functools.wraps(command)
+    def run(**given: Any) -> None:
+        _options.clear()
+        _options.update({name: given.pop(name) for name in DOOR})
+        command(**given)
+
+    hints = get_type_hints(command, include_extras=True)
+    signature = inspect.signature(command)
+    own = [parameter.replace(annotation=hints[parameter.name]) for parameter in signature.parameters.values()]
+    added = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind)
+        for name, (kind, default) in DOOR.items()
+    ]
+    run.__signature__ = signature.replace(parameters=[*own, *added])  # type: ignore[attr-defined]
+    run.__annotations__ = {**hints, **{name: kind for name, (kind, _) in DOOR.items()}}
+    return run
+
+
+def reached(server: str, timeout: float, store: str) -> Any:
+    """The server, or with a store's address the store itself. Use it as a context manager."""
+    if not store:
+        return Operator(server, timeout)
+    from allocator.server.offline import Offline
+
+    return Offline(store)
 
 
 def login_name() -> str:
@@ -146,6 +193,48 @@ Actor = Annotated[
         rich_help_panel="Connection",
     ),
 ]
+StoreAddress = Annotated[
+    str,
+    typer.Option(
+        "--store", metavar="STORE", help="Work on this store itself, without a server.", show_default=False, rich_help_panel="Connection"
+    ),
+]
 Reason = Annotated[str, typer.Option("--reason", metavar="WHY", help="Why; goes to the audit.", show_default=False)]
 Output = Annotated[Format, typer.Option("--output", "-o", help="How to print it.")]
 OutputView = Annotated[View, typer.Option("--output", "-o", help="How to print it.")]
+
+
+def _file(flag: str, variable: str, text: str) -> Any:
+    return Annotated[
+        str, typer.Option(flag, metavar="FILE", envvar=variable, help=text, show_default=False, rich_help_panel="Connection")
+    ]
+
+
+VARIABLES = {
+    "tls": "ALLOCATOR_TLS",
+    "tls_ca": "ALLOCATOR_TLS_CA",
+    "tls_cert": "ALLOCATOR_CLIENT_CERT",  # ALLOCATOR_TLS_CERT and _KEY are the server's own
+    "tls_key": "ALLOCATOR_CLIENT_KEY",
+    "token_file": "ALLOCATOR_TOKEN_FILE",
+}
+
+
+DOOR: dict[str, tuple[Any, Any]] = {
+    "tls": (
+        Annotated[
+            bool,
+            typer.Option(
+                "--tls", envvar=VARIABLES["tls"], help="Encrypt, and trust what this machine trusts.", rich_help_panel="Connection"
+            ),
+        ],
+        False,
+    ),
+    "tls_ca": (_file("--tls-ca", VARIABLES["tls_ca"], "Encrypt, and trust this authority alone."), ""),
+    "tls_cert": (_file("--tls-cert", VARIABLES["tls_cert"], "Your certificate, for servers that ask for one."), ""),
+    "tls_key": (_file("--tls-key", VARIABLES["tls_key"], "Its key."), ""),
+    "token_file": (
+        _file("--token-file", VARIABLES["token_file"], "The file that holds your token; or put the token itself into ALLOCATOR_TOKEN."),
+        "",
+    ),
+}
+_options: dict[str, Any] = {}

@@ -45,16 +45,26 @@ HINTS_BY_REASON = {
     "ADDRESS_IN_USE": "stop the other process, or listen elsewhere with --listen or --metrics (port 0: any free one)",
     "STORE_LOCKED": "stop the other process, or name another file with --store sqlite:PATH",
     "CANNOT_REVISE": "undo these changes, or apply them under another metadata.name",
+    "SELF_APPROVAL": "ask a colleague to approve it",
+    "UNKNOWN_PROPOSAL": "`allocator describe NAME` shows what waits",
+    "PROPOSAL_EXPIRED": "apply it again, and ask for approvals again",
+    "TOKEN_RATE": "call less often, or ask for a token with a higher rate",
     "INVALID_SPEC": "mend these fields; `allocator lint -f FILE` checks again without a server",
     "MISSING_PACKAGES": "install them with: pip install '.[sim]'",
 }
 HINTS: dict[type[AllocatorError], str] = {
-    Unauthenticated: "ask those who run the server for access",
-    PermissionDenied: "ask those who run the server for access",
+    Unauthenticated: "name your token with --token-file or ALLOCATOR_TOKEN; those who run the server make one",
+    PermissionDenied: "ask those who run the server for a token that may",
     Overloaded: "try again in a moment",
 }
-CALL_FLAGS = ("actor", "reason", "stage", "winner", "server")
-SERVE_FLAGS = ("listen", "metrics", "store", "log-format", "refresh", "drain", "grace", "decision-log-days")
+CALL_FLAGS = (
+    *("actor", "reason", "stage", "winner", "server", "selector", "revision", "text", "lifetime", "overlap", "store"),
+    *("tls-ca", "tls-cert", "tls-key", "token-file"),
+)
+SERVE_FLAGS = (
+    *("listen", "metrics", "store", "log-format", "refresh", "drain", "grace", "decision-log-days"),
+    *("tls-client-ca", "access", "audit-checkpoint"),
+)
 DEMO_FLAGS = ("seed", "seconds", "only")
 FLAGS = frozenset((*CALL_FLAGS, *SERVE_FLAGS, *DEMO_FLAGS))  # fields that the user wrote as a flag of the same name
 

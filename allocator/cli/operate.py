@@ -6,12 +6,14 @@ the server judges what is allowed, and `--reason` is needed wherever the audit w
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from allocator.cli.connection import DEFAULT_SERVER, Actor, Name, Operator, Output, Reason, Server, Timeout
 from allocator.cli.output import Format, say, say_documents
+from allocator.cli.records import waits_for
 from allocator.cli.tables import full_name, stage_text
 
 if TYPE_CHECKING:
@@ -20,32 +22,63 @@ if TYPE_CHECKING:
 Why = Annotated[
     str, typer.Option("--reason", metavar="WHY", help="Why; goes to the audit. Required.", show_default=False)
 ]
+BreakGlass = Annotated[
+    bool, typer.Option("--break-glass", help="Carry it out without approvals. Admins only, with --reason; everybody is told.")
+]
 
 
 def start(
     name: Name,
     reason: Reason = "",
+    break_glass: BreakGlass = False,
     output: Output = Format.TABLE,
     server: Server = DEFAULT_SERVER,
     timeout: Timeout = 10.0,
     actor: Actor = "",
 ) -> None:
     """Start a draft, in the first stage of its ramp."""
-    experiment = _command("Start", server, timeout, experiment=name, actor=actor, reason=reason)
-    _tell(output, experiment, f"started, in stage {stage_text(experiment)}")
+    reply = _command("Start", server, timeout, experiment=name, actor=actor, reason=reason, break_glass=break_glass)
+    _tell(output, reply, lambda e: f"started, in stage {stage_text(e)}")
 
 
 def approve(
     name: Name,
+    revision: Annotated[
+        str,
+        typer.Option(
+            "--revision", metavar="DIGEST", help="The pending proposal, as `describe` names it.", show_default="the next ramp stage"
+        ),
+    ] = "",
     reason: Reason = "",
     output: Output = Format.TABLE,
     server: Server = DEFAULT_SERVER,
     timeout: Timeout = 10.0,
     actor: Actor = "",
 ) -> None:
-    """Agree to entering the next ramp stage."""
-    experiment = _command("Approve", server, timeout, experiment=name, actor=actor, reason=reason)
-    _tell(output, experiment, f"approved by {actor}")
+    """Agree to what somebody proposed, or to entering the next ramp stage."""
+    reply = _command("Approve", server, timeout, experiment=name, actor=actor, reason=reason, revision=revision)
+    done = "" if reply.pending or not revision else ", and it is in force"
+    _tell(output, reply, lambda _: f"approved by {actor}{done}")
+
+
+def reject(
+    name: Name,
+    revision: Annotated[
+        str, typer.Option("--revision", metavar="DIGEST", help="The pending proposal, as `describe` names it.", show_default=False)
+    ],
+    reason: Why,
+    output: Output = Format.TABLE,
+    server: Server = DEFAULT_SERVER,
+    timeout: Timeout = 10.0,
+    actor: Actor = "",
+) -> None:
+    """End a pending proposal without carrying it out."""
+    from allocator.v1 import operator_service_pb2 as service_pb
+
+    request = service_pb.RejectProposalRequest(experiment=name, actor=actor, reason=reason, revision=revision)
+    with Operator(server, timeout) as operator:
+        reply = operator.call("RejectProposal", request)
+    _tell(output, reply, lambda _: "keeps its spec: the proposal is rejected")
 
 
 def advance(
@@ -61,8 +94,8 @@ def advance(
     actor: Actor = "",
 ) -> None:
     """Enter the next ramp stage, if the evidence allows it, or step back to an earlier one."""
-    experiment = _command("Advance", server, timeout, experiment=name, actor=actor, reason=reason, stage=stage)
-    _tell(output, experiment, f"in stage {stage_text(experiment)}")
+    reply = _command("Advance", server, timeout, experiment=name, actor=actor, reason=reason, stage=stage)
+    _tell(output, reply, lambda e: f"in stage {stage_text(e)}")
 
 
 def freeze(
@@ -74,21 +107,22 @@ def freeze(
     actor: Actor = "",
 ) -> None:
     """Give everyone the incumbent, until somebody resumes."""
-    experiment = _command("Freeze", server, timeout, experiment=name, actor=actor, reason=reason)
-    _tell(output, experiment, "frozen")
+    reply = _command("Freeze", server, timeout, experiment=name, actor=actor, reason=reason)
+    _tell(output, reply, lambda _: "frozen")
 
 
 def resume(
     name: Name,
     reason: Why,
+    break_glass: BreakGlass = False,
     output: Output = Format.TABLE,
     server: Server = DEFAULT_SERVER,
     timeout: Timeout = 10.0,
     actor: Actor = "",
 ) -> None:
     """Let a frozen experiment go on; evidence starts again."""
-    experiment = _command("Resume", server, timeout, experiment=name, actor=actor, reason=reason)
-    _tell(output, experiment, f"resumed, in stage {stage_text(experiment)}")
+    reply = _command("Resume", server, timeout, experiment=name, actor=actor, reason=reason, break_glass=break_glass)
+    _tell(output, reply, lambda e: f"resumed, in stage {stage_text(e)}")
 
 
 def rollback(
@@ -100,8 +134,8 @@ def rollback(
     actor: Actor = "",
 ) -> None:
     """End an experiment on the incumbent. There is no way back."""
-    experiment = _command("Rollback", server, timeout, experiment=name, actor=actor, reason=reason)
-    _tell(output, experiment, "rolled back")
+    reply = _command("Rollback", server, timeout, experiment=name, actor=actor, reason=reason)
+    _tell(output, reply, lambda _: "rolled back")
 
 
 def conclude(
@@ -110,27 +144,31 @@ def conclude(
     winner: Annotated[
         str, typer.Option("--winner", metavar="ARM", help="The arm to end on.", show_default="the incumbent")
     ] = "",
+    break_glass: BreakGlass = False,
     output: Output = Format.TABLE,
     server: Server = DEFAULT_SERVER,
     timeout: Timeout = 10.0,
     actor: Actor = "",
 ) -> None:
     """End an experiment on an arm, which serves everyone from then on. There is no way back."""
-    experiment = _command("Conclude", server, timeout, experiment=name, actor=actor, reason=reason, winner=winner)
-    _tell(output, experiment, f"concluded, everyone gets {experiment.status.winner}")
+    fields = {"experiment": name, "actor": actor, "reason": reason, "winner": winner, "break_glass": break_glass}
+    reply = _command("Conclude", server, timeout, **fields)
+    _tell(output, reply, lambda e: f"concluded, everyone gets {e.status.winner}")
 
 
-def _command(verb: str, server: str, timeout: float, **fields: Any) -> pb.Experiment:
+def _command(verb: str, server: str, timeout: float, **fields: Any) -> Any:
     from allocator.v1 import operator_service_pb2 as service_pb
 
     request = getattr(service_pb, f"{verb}ExperimentRequest")(**fields)
     with Operator(server, timeout) as operator:
-        return operator.call(f"{verb}Experiment", request).experiment
+        return operator.call(f"{verb}Experiment", request)
 
 
-def _tell(output: Format, experiment: pb.Experiment, what: str) -> None:
+def _tell(output: Format, reply: Any, what: Callable[[pb.Experiment], str]) -> None:
+    experiment = reply.experiment
     if output.for_people:
-        say(f"experiment {full_name(experiment)} {what}")
+        pending = "pending" in reply.DESCRIPTOR.fields_by_name and reply.pending
+        say(f"experiment {full_name(experiment)} {waits_for(experiment) if pending else what(experiment)}")
     elif output is Format.NAME:
         say(full_name(experiment))
     else:

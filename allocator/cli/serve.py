@@ -22,6 +22,11 @@ class LogFormat(StrEnum):
     JSON = "json"
 
 
+class Access(StrEnum):
+    OPEN = "open"
+    TOKENS = "tokens"
+
+
 def serve(
     listen: Annotated[
         str,
@@ -125,12 +130,58 @@ def serve(
             help="How many calls may wait, of decisions and of reports each; what comes beyond is refused at once.",
         ),
     ] = 512,
+    tls_cert: Annotated[
+        str,
+        typer.Option(
+            "--tls-cert",
+            metavar="FILE",
+            envvar="ALLOCATOR_TLS_CERT",
+            help="Serve TLS with this certificate chain (PEM).",
+            show_default=False,
+        ),
+    ] = "",
+    tls_key: Annotated[
+        str, typer.Option("--tls-key", metavar="FILE", envvar="ALLOCATOR_TLS_KEY", help="The key of --tls-cert.", show_default=False)
+    ] = "",
+    tls_client_ca: Annotated[
+        str,
+        typer.Option(
+            "--tls-client-ca",
+            metavar="FILE",
+            envvar="ALLOCATOR_TLS_CLIENT_CA",
+            help="Let in only clients with a certificate of this authority.",
+            show_default=False,
+        ),
+    ] = "",
+    access: Annotated[
+        Access,
+        typer.Option("--access", envvar="ALLOCATOR_ACCESS", help="Let everybody do everything, or ask each call for a token."),
+    ] = Access.OPEN,
+    reflection: Annotated[
+        bool | None,
+        typer.Option(
+            "--reflection/--no-reflection",
+            envvar="ALLOCATOR_REFLECTION",
+            help="Tell callers what the services look like.",
+            show_default="on loopback only",
+        ),
+    ] = None,
+    audit_checkpoint: Annotated[
+        str,
+        typer.Option(
+            "--audit-checkpoint",
+            metavar="FILE",
+            envvar="ALLOCATOR_AUDIT_CHECKPOINT",
+            help="Append the head of the audit log each minute, for `audit verify`; keep it away from the store.",
+            show_default=False,
+        ),
+    ] = "",
     insecure: Annotated[
         bool,
         typer.Option(
             "--insecure",
             envvar="ALLOCATOR_INSECURE",
-            help="Listen where other machines can reach it, although calls are neither encrypted nor authenticated.",
+            help="Listen where other machines can reach it without TLS or tokens.",
         ),
     ] = False,
 ) -> None:
@@ -150,6 +201,12 @@ def serve(
         grace_seconds=grace,
         max_concurrent=max_concurrent,
         insecure=insecure,
+        tls_cert=tls_cert,
+        tls_key=tls_key,
+        tls_client_ca=tls_client_ca,
+        access=access.value,
+        reflection=reflection,
+        audit_checkpoint=audit_checkpoint,
         decision_log=decision_log,
         decision_log_days=decision_log_days,
         decision_log_context=tuple(name.strip() for name in decision_log_context.split(",") if name.strip()),

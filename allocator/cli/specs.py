@@ -17,8 +17,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from allocator.cli.connection import DEFAULT_SERVER, Actor, Operator, Output, Reason, Server, Timeout
+from allocator.cli.differences import difference_from_server
 from allocator.cli.failures import exit_code, hint, tell
 from allocator.cli.output import Format, say, say_documents
+from allocator.cli.records import waits_for
 from allocator.cli.tables import full_name
 from allocator.errors import AllocatorError, DeadlineExceeded, InvalidArgument, Unauthenticated, Unavailable, Violation
 
@@ -74,7 +76,11 @@ def apply(
     dry_run: Annotated[
         DryRun | None, typer.Option("--dry-run", help="Change nothing; who checks?", show_default=False)
     ] = None,
+    diff: Annotated[bool, typer.Option("--diff", help="Show what differs from the server first.")] = False,
     reason: Reason = "",
+    break_glass: Annotated[
+        bool, typer.Option("--break-glass", help="Carry it out without approvals. Admins only, with --reason; everybody is told.")
+    ] = False,
     output: Output = Format.TABLE,
     server: Server = DEFAULT_SERVER,
     timeout: Timeout = 10.0,
@@ -92,7 +98,9 @@ def apply(
     with Operator(server, timeout) as operator:
         for written in found:
             try:
-                done.append(_apply(operator, written, dry_run is DryRun.SERVER, actor, reason))
+                if diff and output.for_people:
+                    difference_from_server(operator, written.message)
+                done.append(_apply(operator, written, dry_run is DryRun.SERVER, actor, reason, break_glass))
             except AllocatorError as error:
                 code = code or exit_code(error)
                 tell(error)
@@ -152,7 +160,7 @@ def spec_files(paths: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(files))
 
 
-def _apply(operator: Operator, written: Written, dry: bool, actor: str, reason: str) -> tuple[pb.Experiment, str]:
+def _apply(operator: Operator, written: Written, dry: bool, actor: str, reason: str, break_glass: bool) -> tuple[pb.Experiment, str]:
     from allocator.v1 import operator_service_pb2 as service_pb
 
     request = service_pb.ApplyExperimentRequest(
@@ -161,6 +169,7 @@ def _apply(operator: Operator, written: Written, dry: bool, actor: str, reason: 
         etag=written.message.metadata.etag,
         actor=actor,
         reason=reason,
+        break_glass=break_glass,
     )
     try:
         reply = operator.call("ApplyExperiment", request)
@@ -171,6 +180,8 @@ def _apply(operator: Operator, written: Written, dry: bool, actor: str, reason: 
         ]
         raise InvalidArgument(f"{written.name} is refused", violations=at, reason=error.reason) from error
     what = "created" if reply.created else "revised" if reply.changed else "unchanged"
+    if reply.pending:
+        what = "would wait for approvals" if dry else waits_for(reply.experiment)
     return reply.experiment, what + (" (dry run)" if dry else "")
 
 

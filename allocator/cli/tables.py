@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from allocator.cli.failures import clean
 from allocator.cli.output import Column, Grid
+from allocator.cli.records import annotation_lines, proposal_lines
 
 if TYPE_CHECKING:
     from google.protobuf.timestamp_pb2 import Timestamp
@@ -97,6 +98,7 @@ def description(d: service_pb.DescribeExperimentResponse) -> Iterator[Renderable
     else:
         yield "no guardrails: nothing but a person stops a candidate"
     yield from _lines("notes", d.notes)
+    yield from _lines("what people wrote down", annotation_lines(d.annotations))
     if d.past_guardrails:
         yield ""
         yield "evidence of earlier activations, as it stood when they were resumed"
@@ -269,6 +271,8 @@ def _facts(d: service_pb.DescribeExperimentResponse) -> RenderableType:
     needed = e.spec.ramp[d.stage.index + 1].approvals if d.stage.index + 1 < len(e.spec.ramp) else 0
     if needed or d.stage.approvers:
         add("approvals", f"{len(d.stage.approvers)}, {needed} needed: {', '.join(d.stage.approvers) or 'nobody yet'}")
+    for label, text in proposal_lines(e.status.proposal) if e.status.HasField("proposal") else ():
+        add(label, text)
     if e.status.winner:
         add("winner" if state(e) == "CONCLUDED" else "recommended", e.status.winner)
     if d.guardrails:

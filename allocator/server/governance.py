@@ -14,6 +14,7 @@ from allocator.engine import history
 from allocator.engine.engine import Engine
 from allocator.engine.tokens import OVERLAP_SECONDS, Tokens
 from allocator.errors import InvalidArgument, NotFound
+from allocator.ports import Store
 from allocator.v1 import operator_service_pb2 as pb
 from allocator.wire import convert
 from allocator.wire.governance import revision_to_message, roles_from_numbers, token_to_message
@@ -27,8 +28,9 @@ T = TypeVar("T")
 
 
 class Governance:
-    """Needs `_engine`, `_tokens` and `_in_thread` of the class that it is mixed into."""
+    """Needs `_store`, `_tokens`, `_in_thread` and (but for tokens and the log) `_engine` of the class that it is mixed into."""
 
+    _store: Store
     _engine: Engine
     _tokens: Tokens
 
@@ -55,7 +57,7 @@ class Governance:
         """ListRevisions, oldest first; the page token is the last number of the page before."""
         size, after = page_size(request.page_size), number_of(request.page_token)
         record = self._engine.registry.get(request.experiment)
-        found = await self._in_thread(lambda: history.revisions(self._engine.store, record.name))
+        found = await self._in_thread(lambda: history.revisions(self._store, record.name))
         found = [each for each in found if each.number > after]
         reply = pb.ListRevisionsResponse(revisions=[revision_to_message(each) for each in found[:size]])
         if len(found) > size:
@@ -65,7 +67,7 @@ class Governance:
     async def get_revision(self, request: pb.GetRevisionRequest) -> pb.GetRevisionResponse:
         """GetRevision."""
         record = self._engine.registry.get(request.experiment)
-        found = await self._in_thread(lambda: history.revision(self._engine.store, record.name, request.revision))
+        found = await self._in_thread(lambda: history.revision(self._store, record.name, request.revision))
         return pb.GetRevisionResponse(
             revision=revision_to_message(found), experiment=convert.experiment_to_message(found.experiment)
         )
@@ -172,7 +174,7 @@ class Governance:
         return pb.RotateTokenResponse(token=token_to_message(token), text=text)
 
     def _audit(self, after: int = 0, name: str | None = None) -> Iterator[AuditRecord]:
-        while page := self._engine.store.audit(after, MAX_PAGE, name):
+        while page := self._store.audit(after, MAX_PAGE, name):
             yield from page
             after = page[-1].sequence
 

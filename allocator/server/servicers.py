@@ -195,6 +195,7 @@ class OperatorServicer(Governance):
 
     def __init__(self, engine: Engine, tokens: Tokens, threads: ThreadPoolExecutor) -> None:
         self._engine = engine
+        self._store = engine.store
         self._tokens = tokens
         self._commands = engine.commands
         self._threads = threads

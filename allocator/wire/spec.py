@@ -266,12 +266,18 @@ class _Reader:
         return None
 
     def _duration(self, value: Any, path: str) -> int | None:
-        match = DURATION.fullmatch(value) if isinstance(value, str) else None
-        seconds = float(match[1]) * UNITS[match[2]] if match else math.inf
-        if seconds > 1e10:
+        seconds = seconds_of_text(value) if isinstance(value, str) else None
+        if seconds is None:
             self.fault(path, f"got {_shown(value)}; a duration like 30s, 15m, 1h or 7d is allowed")
             return None
         return round(seconds * 1e9)
+
+
+def seconds_of_text(text: str) -> float | None:
+    """Seconds of a duration as people write it, `30s` or `1.5h`; None for what is none, or longer than 300 years."""
+    match = DURATION.fullmatch(text)
+    seconds = float(match[1]) * UNITS[match[2]] if match else math.inf
+    return seconds if seconds <= 1e10 else None
 
 
 WHOLE, NUMBER, TEXT = "a whole number", "a number", "text"

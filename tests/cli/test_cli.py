@@ -381,7 +381,9 @@ def test_lists_are_filtered_by_namespace_and_labels(run: Run, write: Write) -> N
     assert yaml_documents(run("get", "-n", "nowhere", "-o", "yaml").out) == []
     assert document(run("get", "-n", "nowhere", "-o", "json")) == []
     assert run("get", full, "-o", "name").out == f"{full}\n"
-    assert run("get", "-l", "tier").code == 2
+    assert run("get", "-n", "elsewhere", "-l", "tier,team!=other,!retired", "-o", "name").out == f"{full}\n"
+    assert run("get", "-n", "elsewhere", "-l", "!tier", "-o", "name").out == ""
+    assert run("get", "-l", "=tier").code == 2
     assert run("get", name, "-l", "tier=one").code == 2
 
 

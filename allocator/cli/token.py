@@ -1,0 +1,149 @@
+"""`allocator token`: who may do what.
+
+In: a name, roles, namespaces. Out: a token's text, once, on stdout; what it is on stderr. With `--store` it works on the store itself: that
+is how the first token is made, before a server runs that would ask for one. Whoever can open the store is an admin already.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated, Any
+
+import typer
+
+from allocator.cli import records
+from allocator.cli.connection import DEFAULT_SERVER, Actor, OutputView, Reason, Server, StoreAddress, Timeout, connected, reached
+from allocator.cli.failures import complain, hint
+from allocator.cli.output import View, draw, say, say_documents
+from allocator.errors import InvalidArgument
+
+token = typer.Typer(help="Make, list, revoke and rotate tokens: who may do what.", no_args_is_help=True)
+Id = Annotated[str, typer.Argument(metavar="ID", help="The token's id, as `token list` shows it.", show_default=False)]
+
+
+class Role(StrEnum):
+    DECIDE = "decide"
+    REPORT = "report"
+    WATCH = "watch"
+    VIEW = "view"
+    OPERATE = "operate"
+    AUTHOR = "author"
+    APPROVE = "approve"
+    ADMIN = "admin"
+
+
+@token.command()
+@connected
+def create(
+    principal: Annotated[str, typer.Argument(metavar="WHO", help="Who acts with it: a person or a service.", show_default=False)],
+    roles: Annotated[list[Role], typer.Option("--role", help="What it may do. May be repeated.", show_default=False)],
+    namespaces: Annotated[
+        list[str] | None,
+        typer.Option("--namespace", "-n", metavar="NAME", help="Where; `*` is everywhere. May be repeated.", show_default="default"),
+    ] = None,
+    lifetime: Annotated[str, typer.Option("--lifetime", metavar="DURATION", help="How long it is good.")] = "90d",
+    decide_rate: Annotated[float, typer.Option("--decide-rate", min=0, help="Decide calls a second, on each server.")] = 5000.0,
+    report_rate: Annotated[float, typer.Option("--report-rate", min=0, help="Reports a second, on each server.")] = 2000.0,
+    reason: Reason = "",
+    store: StoreAddress = "",
+    output: OutputView = View.TABLE,
+    server: Server = DEFAULT_SERVER,
+    timeout: Timeout = 10.0,
+    actor: Actor = "",
+) -> None:
+    """Make a token and print it. It cannot be shown again: `allocator token create ... > FILE` keeps it."""
+    from allocator.v1 import operator_service_pb2 as service_pb
+
+    request = service_pb.CreateTokenRequest(
+        principal=principal,
+        roles=[_number(role) for role in roles],
+        namespaces=namespaces or ["default"],
+        lifetime=_duration("lifetime", lifetime),
+        decide_rate=decide_rate,
+        report_rate=report_rate,
+        actor=actor,
+        reason=reason,
+    )
+    with reached(server, timeout, store) as operator:
+        _show(operator.call("CreateToken", request), output)
+
+
+@token.command("list")
+@connected
+def list_tokens(
+    store: StoreAddress = "", output: OutputView = View.TABLE, server: Server = DEFAULT_SERVER, timeout: Timeout = 10.0
+) -> None:
+    """List the tokens that were not revoked; their texts are kept nowhere."""
+    from allocator.v1 import operator_service_pb2 as service_pb
+
+    with reached(server, timeout, store) as operator:
+        found = operator.pages("ListTokens", service_pb.ListTokensRequest(), "tokens")
+    if output is View.TABLE:
+        draw([records.tokens(found)])
+    else:
+        say_documents(output, found, one=False)
+
+
+@token.command()
+@connected
+def revoke(
+    token_id: Id,
+    reason: Reason = "",
+    store: StoreAddress = "",
+    server: Server = DEFAULT_SERVER,
+    timeout: Timeout = 10.0,
+    actor: Actor = "",
+) -> None:
+    """End a token, on every server within two seconds."""
+    from allocator.v1 import operator_service_pb2 as service_pb
+
+    with reached(server, timeout, store) as operator:
+        reply = operator.call("RevokeToken", service_pb.RevokeTokenRequest(id=token_id, actor=actor, reason=reason))
+    say(f"token {reply.token.id} of {reply.token.principal} revoked")
+
+
+@token.command()
+@connected
+def rotate(
+    token_id: Id,
+    overlap: Annotated[str, typer.Option("--overlap", metavar="DURATION", help="How long both are good.")] = "1h",
+    reason: Reason = "",
+    store: StoreAddress = "",
+    output: OutputView = View.TABLE,
+    server: Server = DEFAULT_SERVER,
+    timeout: Timeout = 10.0,
+    actor: Actor = "",
+) -> None:
+    """Make another token with the same rights and print it; the old one ends after --overlap."""
+    from allocator.v1 import operator_service_pb2 as service_pb
+
+    request = service_pb.RotateTokenRequest(id=token_id, overlap=_duration("overlap", overlap), actor=actor, reason=reason)
+    with reached(server, timeout, store) as operator:
+        _show(operator.call("RotateToken", request), output)
+
+
+def _show(reply: Any, output: View) -> None:
+    if output is not View.TABLE:
+        say_documents(output, [reply], one=True)
+        return
+    say(reply.text)
+    made = reply.token
+    roles = ", ".join(map(records.role, made.roles))
+    complain(f"token {made.id} of {made.principal}: {roles} in {', '.join(made.namespaces)}, until {records.moment(made.expire_time)}")
+    hint("this is the only time that it is shown; commands take it from --token-file or ALLOCATOR_TOKEN")
+
+
+def _number(role: Role) -> int:
+    from allocator.v1 import allocator_pb2 as pb
+
+    return pb.Role.Value(f"ROLE_{role.value.upper()}")
+
+
+def _duration(flag: str, text: str) -> Any:
+    from allocator.wire.scalars import duration
+    from allocator.wire.spec import seconds_of_text
+
+    seconds = seconds_of_text(text)
+    if seconds is None:
+        raise InvalidArgument.of_field(flag, f"got {text!r}; a duration like 30s, 15m, 1h or 7d is allowed")
+    return duration(seconds)
