@@ -139,7 +139,6 @@ RULES: Mapping[str, Rule] = {
     f"{OPERATOR}RotateToken": _may(scope=_everywhere, acts=True),
     f"{HEALTH}Check": Rule(),
     f"{HEALTH}Watch": Rule(),
-    f"{HEALTH}List": Rule(),
     f"{REFLECTION}ServerReflectionInfo": _may(*_LOOK),
 }
 
