@@ -70,7 +70,8 @@ class Record:
 
     metrics: names in the order in which their bits stand in the deduplication mask; it only ever grows. past_evidence: of earlier
     activations, as it stood at each resume. warm: count, total and squares (counted units) of an earlier experiment, for each arm. author:
-    who wrote the present revision. proposal: a riskier change that waits for approvals.
+    who wrote the present revision. proposal: a riskier change that waits for approvals. digest: of the snapshot's entry that its writer
+    made of it, "" before it is written.
     """
 
     uid: str
@@ -90,6 +91,7 @@ class Record:
     updated_seconds: float = 0.0
     author: str = ""
     proposal: Proposal | None = None
+    digest: str = ""
 
     @property
     def name(self) -> str:

@@ -30,11 +30,12 @@ from allocator.core.snapshot import full_name
 from allocator.core.statistics import sums_of
 from allocator.core.tally import REWARD_STREAM, Tally
 from allocator.engine.history import revision_text
+from allocator.engine.keeper import Keeper, Reconciled
 from allocator.engine.planner import Planner
 from allocator.engine.registry import Registry
 from allocator.engine.revision import check_revision
-from allocator.errors import AlreadyExists, Conflict, InvalidArgument, NotFound, Refused
-from allocator.ports import Clock, Entropy, Save
+from allocator.errors import AlreadyExists, Conflict, InvalidArgument, NotFound, Overloaded, Refused, Unavailable
+from allocator.ports import Clock, Entropy, Pending, Save
 
 MAX_REASON = 1000
 MAX_ACTOR = 128
@@ -55,9 +56,10 @@ class Commands:
     identified: actors are who they say, because access is controlled. broken_glass: called after each use of break-glass.
     """
 
-    def __init__(self, registry: Registry, planner: Planner, clock: Clock, entropy: Entropy) -> None:
+    def __init__(self, registry: Registry, planner: Planner, keeper: Keeper, clock: Clock, entropy: Entropy) -> None:
         self._registry = registry
         self._planner = planner
+        self._keeper = keeper
         self._clock = clock
         self._entropy = entropy
         self._requests: OrderedDict[str, Experiment] = OrderedDict()
@@ -141,8 +143,29 @@ class Commands:
         return self._ask(name, ProposalKind.START, Event.STARTED, "experiment.start", actor, why, break_glass)
 
     def freeze(self, name: str, *, actor: str, reason: str) -> Record:
-        """Everyone gets the incumbent from the return of this method on. Allowed again while frozen: the latch is renewed."""
-        return self._move(name, Event.FROZEN, "experiment.freeze", actor, _why(reason))
+        """Everyone gets the incumbent from the return of this method on. Allowed again while frozen: the latch is renewed.
+
+        A store that cannot take it, or is lost, is no obstacle: the freeze is in force here and remembered on this server's disk, and
+        stored when that is possible; the record's reason says so. Raises Unavailable, FREEZE_NOT_KEPT, when the disk cannot remember
+        it either: it is in force here all the same.
+        """
+        actor, reason = _who(actor), _why(reason)
+        if not self._keeper.lost:
+            try:
+                return self._move(name, Event.FROZEN, "experiment.freeze", actor, reason)
+            except (Unavailable, Overloaded) as error:
+                why = f"the store could not take it: {error.reason}"
+        else:
+            why = "the store is lost"
+        before = self._registry.get(name)
+        told = f"{reason} (kept on this server's disk until the store has it; {why})"
+        status = step(before.status, Event.FROZEN, reason=told, now=self._clock.now())
+        entry = AuditEntry(
+            self._clock.now(), actor, "experiment.freeze", before.name, told, _status_text(before.status), _status_text(status)
+        )
+        record = self._keeper.hold(Pending(dataclasses.replace(before, status=status), entry))
+        self._planner.replan(record.uid)
+        return record
 
     def resume(self, name: str, *, actor: str, reason: str, break_glass: bool = False) -> Record:
         """FROZEN → RUNNING, in a new activation: evidence starts again, the earlier one's stays on record, drained arms return.
@@ -150,6 +173,12 @@ class Commands:
         May wait for approvals: then the record comes back FROZEN, with its `proposal`.
         """
         return self._ask(name, ProposalKind.RESUME, Event.RESUMED, "experiment.resume", actor, _why(reason), break_glass)
+
+    def reconcile(self, *, actor: str, reason: str, force: bool = False) -> Reconciled:
+        """Write what this server knows back into a store that had lost it, and go on: see `Keeper.reconcile`. Raises Refused."""
+        actor, reason = _who(actor), _why(reason)
+        with self._planner.paused():
+            return self._keeper.reconcile(actor, reason, force=force)
 
     def rollback(self, name: str, *, actor: str, reason: str) -> Record:
         """End the experiment on the incumbent."""
@@ -407,6 +436,7 @@ class Commands:
         return AuditEntry(record.updated_seconds if now is None else now, actor, action, record.name, reason, old, new)
 
     def _save(self, before: Record | None, after: Record, *entries: AuditEntry) -> None:
+        self._keeper.refuse_if_lost()
         error = self._registry.write([Save(after, None if before is None else before.version, entries)])[0]
         if error is not None:
             raise error
@@ -419,9 +449,12 @@ class Commands:
         self._planner.replan(after.uid)
 
     def _replan_now(self, record: Record) -> None:
-        """Have the first weights out before the command returns."""
+        """Have the first weights out before the command returns, where this server plans; elsewhere its planner hears of it."""
         self._planner.replan(record.uid)
-        self._planner.tick()
+        try:
+            self._planner.tick()
+        except (Unavailable, Overloaded) as error:
+            log.warning("planner.failed", reason=error.reason, error=error.message, experiment=record.name)
 
     def _running(self, name: str, what: str) -> Record:
         record = self._registry.get(name)

@@ -14,6 +14,7 @@ decision would wait for the disk); a share of the budget for each process (the b
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable, Iterable
 
 import structlog
 
@@ -40,6 +41,7 @@ class Grants:
         self._decider = decider
         self._lock = threading.Lock()
         self._limits: dict[str, Limits] = {}
+        self.observe: Callable[[str, dict[tuple[int, str], int]], None] | None = None  # told of what is known to have been granted
         self._leases: dict[tuple[str, int, str], Lease] = {}
 
     def renew(self, uid: str, limits: Limits | None) -> None:
@@ -50,10 +52,16 @@ class Grants:
             else:
                 self._limits[uid] = limits
 
-    def fill(self) -> None:
-        """Fill up every lease that needs it. A store that cannot write is told of in the log, and asked again next time."""
+    def fill(self, uids: Iterable[str] | None = None) -> None:
+        """Fill up every lease that needs it, of these experiments or of all.
+
+        A store that cannot write is told of in the log, and asked again next time.
+        """
         with self._lock:
-            for uid, limits in self._limits.items():
+            for uid in list(self._limits) if uids is None else uids:
+                limits = self._limits.get(uid)
+                if limits is None:
+                    continue
                 entry = self._live.snapshot.by_uid.get(bytes.fromhex(uid))
                 if entry is None or entry.only is not None:
                     continue
@@ -103,6 +111,8 @@ class Grants:
                 got = self._grant(entry, uid, kind, arm, wanted, limits, granted)
                 if got:
                     self._decider.budget(entry.uid).post(kind, arm, self._leases[uid, arm, kind].block(got))
+        if granted is not None and self.observe is not None:
+            self.observe(uid, granted)
 
     def _wanted(self, entry: Entry, uid: str, kind: str, arm: int) -> int:
         """How much the lease should grow by; 0 while it is more than half full."""

@@ -56,12 +56,23 @@ COUNTED = {
 class Ingest:
     """Reads ids, checks values, counts. `committed` is called after each commit that counted something."""
 
-    def __init__(self, store: Store, registry: Registry, key: bytes, clock: Clock, committed: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        store: Store,
+        registry: Registry,
+        clock: Clock,
+        committed: Callable[[], None],
+        refuse: Callable[[], None],
+        catch_up: Callable[[], None],
+    ) -> None:
+        """refuse: raises Unavailable while nothing may be counted. catch_up: has the registry hear what other servers did."""
         self._store = store
         self._registry = registry
-        self._key = key
         self._clock = clock
         self._committed = committed
+        self._refuse = refuse
+        self._catch_up = catch_up
+        self.key = b""
         self._recalled: dict[tuple[object, ...], tuple[int, tuple[Contribution, ...]]] = {}
         self._lives = Lives()
 
@@ -82,6 +93,7 @@ class Ingest:
             raise InvalidArgument.of_field(
                 "outcomes", f"got {len(outcomes)}; at most {MAX_OUTCOMES} in one report are allowed", reason="BATCH_TOO_LARGE"
             )
+        self._refuse()
         now = self._clock.now()
         results: list[Result | None] = [None] * len(outcomes)
         rows: list[OutcomeRow] = []
@@ -118,17 +130,20 @@ class Ingest:
 
     def read(self, decision_id: str) -> DecisionId:
         """What a decision id says, if this service made it. Raises InvalidArgument."""
-        return read(self._key, decision_id)
+        return read(self.key, decision_id)
 
     def _row(self, index: int, outcome: Outcome, now: float, faults: list[Violation]) -> OutcomeRow | Result:
         """The row to count, or the answer that needs none. Adds to `faults` what breaks the contract."""
         if not outcome.decision_id:
             faults.append(Violation(f"outcomes[{index}].decision_id", "got nothing; the id of a decision is needed"))
         try:
-            decision = read(self._key, outcome.decision_id)
+            decision = read(self.key, outcome.decision_id)
         except InvalidArgument as error:
             return Result(Status.REFUSED, error.reason, error.violations[0].message)
         contract = self._registry.contract(decision.uid)
+        if contract is None or not contract.fits(decision.arm, decision.segment):
+            self._catch_up()  # the id is ours: another server may have made it just now
+            contract = self._registry.contract(decision.uid)
         if contract is None or not contract.fits(decision.arm, decision.segment):
             return Result(Status.REFUSED, "FOREIGN_DECISION_ID", "no experiment here made this decision")
         seconds = decision.seconds

@@ -4,7 +4,8 @@ In: entries from the planner and from commands. Out: one reference that readers 
 sequence for those that watch. An entry never goes back to an older version, whoever publishes last: a freeze that was acknowledged
 cannot be undone by a plan computed before it.
 
-The lease: readers serve candidates only while the planner has confirmed the table within an experiment's `lease`, by the monotonic clock.
+The lease: readers serve candidates only while the planner has confirmed the table within an experiment's `lease`, by the monotonic clock
+of this process, and as of a moment before it looked: a pause between looking and confirming makes the table old, not young.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable
+from itertools import takewhile
 
 from allocator.core.snapshot import Entry, Snapshot
 from allocator.ports import Clock
@@ -46,9 +48,13 @@ class Live:
             listener()
         return after
 
-    def confirm(self) -> None:
-        """The table holds as of now: called by the planner at each tick that it could carry out."""
-        self.confirmed = self._clock.monotonic()
+    def confirm(self, at: float) -> None:
+        """The table held at `at`, monotonic seconds: the planner had not changed anything that is not in it."""
+        self.confirmed = max(self.confirmed, at)
+
+    def distrust(self) -> None:
+        """Nothing holds until it is confirmed again: everyone gets the incumbent, here and at those that watch."""
+        self.confirmed = float("-inf")
 
     def age(self) -> float:
         """Seconds since the planner last confirmed the table; infinite before the first time."""
@@ -68,7 +74,7 @@ class Live:
             known = sequence > 0 and sequence <= now.sequence and (len(self._changes) < MAX_CHANGES_KEPT or self._changes[0][0] <= sequence)
             if not known:
                 return now, list(now.entries.values()), [], True
-            names = {name for at, name in self._changes if at > sequence}
+            names = {name for _, name in takewhile(lambda change: change[0] > sequence, reversed(self._changes))}
         changed = [now.entries[name] for name in sorted(names) if name in now.entries]
         return now, changed, sorted(name for name in names if name not in now.entries), False
 

@@ -2,7 +2,11 @@
 
 In: which experiments have new outcomes, and the time. Out: new weights and state changes, stored and in force. One thread carries it out.
 It is woken when outcomes were committed and looks at the guardrails of those experiments at once; weights follow at each refresh. An
-experiment to which nothing happens costs nothing: it is looked at when something of it is due.
+experiment to which nothing happens costs nothing: it is looked at when something of it is due; what is due stands in a heap.
+
+Of all servers on one store one plans, for a term; the others follow: they publish what it saved, and keep their own leases of budgets
+filled. A server that takes over looks at every experiment once, some at a time, those with new outcomes first. Its writes carry the
+number of the term, and it makes none when the term is over by its own clock.
 
 A plan whose record was changed meanwhile is refused by the store and made again. A freeze that cannot be stored is served all the same
 and stored as soon as that is possible.
@@ -13,26 +17,36 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from heapq import heappop, heappush
 
 import structlog
 
 from allocator.core.audit import AuditEntry
 from allocator.core.budget import leases_requests, leases_units
+from allocator.core.budget import limits as budget_limits
 from allocator.core.lifecycle import State
 from allocator.core.plan import GRACE_SECONDS, Plan, carried_out, coarsening, plan
 from allocator.core.record import Record
 from allocator.core.tally import Tally, tally
+from allocator.engine.follower import Follower
 from allocator.engine.grants import Grants
+from allocator.engine.keeper import Keeper
 from allocator.engine.live import Live
 from allocator.engine.registry import Registry
+from allocator.engine.term import Term
 from allocator.errors import AllocatorError, InvalidArgument, Overloaded, Unavailable
-from allocator.ports import Clock, Save, Settle, Store
+from allocator.ports import Clock, Pending, Save, Settle, Store
 
 ACTOR = "planner"
+SAFER = ("experiment.freeze", "arm.drain")  # actions of a plan that must not be forgotten
 LOOK_AGAIN_SECONDS = 30.0  # an experiment with open buckets is looked at this often even when nothing is reported
 LEAST_PAUSE_SECONDS = 0.02  # between two passes, so that a burst of outcomes is planned once
+RETRY_SECONDS = 0.5  # after a pass that failed: a store that is gone is not asked at each wake-up
+PASS_EXPERIMENTS = 256  # planned in one pass, so that after a takeover of thousands a freeze does not wait for all of them
 
 log = structlog.get_logger()
 
@@ -57,6 +71,8 @@ class Planner:
         registry: Registry,
         live: Live,
         grants: Grants,
+        keeper: Keeper,
+        term: Term,
         clock: Clock,
         refresh_seconds: float = 1.0,
         observe: Callable[[Planned], None] | None = None,
@@ -65,15 +81,24 @@ class Planner:
         self._registry = registry
         self._live = live
         self._grants = grants
+        self._keeper = keeper
+        self._term = term
+        self._follower = Follower(store, registry, keeper, clock)
         self._clock = clock
         self._refresh = refresh_seconds
         self._observe = observe
         self._mark = 0
-        self._due: dict[str, float] = {}
+        self._number: int | None = None  # of the term in which everything was looked at
+        self._healthy = True
+        self._due = Due()
+        self._asked: deque[str] = deque()  # by other threads too
         self._weighed: dict[str, float] = {}
+        self._limited: dict[str, float] = {}
+        self._filled = -math.inf
         self._woken = threading.Event()
         self._stopped = threading.Event()
         self._thread: threading.Thread | None = None
+        self._stop_listening: Callable[[], None] | None = None
         self._pass_lock = threading.Lock()
         self.last: dict[str, Planned] = {}
 
@@ -87,11 +112,16 @@ class Planner:
         self._thread.start()
 
     def stop(self) -> None:
-        """End the thread after the pass that it is in."""
+        """End the thread after the pass that it is in, and make room for another planner."""
         self._stopped.set()
         self._woken.set()
         if self._thread is not None:
             self._thread.join()
+        if self._stop_listening is not None:
+            self._stop_listening()
+        with self._pass_lock:
+            self._term.resign()
+            self._keeper.flush(now=True)
 
     def run(self) -> None:
         """Pass after pass: at each wake-up, and at each refresh."""
@@ -100,38 +130,124 @@ class Planner:
             self._woken.clear()
             if self._stopped.is_set():
                 return
+            pause = LEAST_PAUSE_SECONDS
             try:
+                if self._stop_listening is None:
+                    self._stop_listening = self._store.listen(self.wake)
                 self.tick()
             except AllocatorError as error:
                 log.warning("planner.failed", reason=error.reason, error=error.message)
+                pause = RETRY_SECONDS
             except Exception:
                 log.exception("planner.crashed")
-            self._stopped.wait(LEAST_PAUSE_SECONDS)
+                pause = RETRY_SECONDS
+            self._stopped.wait(pause)
 
     def tick(self) -> list[Planned]:
-        """One pass: plan what has new outcomes or is due, save, publish, confirm the table, fill leases. Returns what was planned.
+        """One pass: hear what others did; as the planner, plan what has new outcomes or is due, save, publish; fill leases.
 
-        Raises Unavailable when the store cannot be read; the table is then not confirmed.
+        Returns what was planned. Raises Unavailable when the store cannot be read; the table is then not confirmed.
         """
         with self._pass_lock:
-            now = self._clock.now()
-            self._mark, changed = self._store.changed(self._mark)
-            due = {uid for uid, at in self._due.items() if at <= now}
-            known = {record.uid: record for record in self._registry.all()}
-            wanted = [known[uid] for uid in {*changed, *due, *(uid for uid in known if uid not in self._due)} if uid in known]
-            planned = [done for record in wanted if (done := self._plan(record, now)) is not None]
-            self._save(planned, now)
-            self._live.confirm()
-            for done in planned:
-                self._grants.renew(done.record.uid, done.plan.limits)
-            self._grants.fill()
-            return planned
+            return self._pass()
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """No pass while this lasts; afterwards everything is compared with the store again."""
+        with self._pass_lock:
+            yield
+            self._follower.start_over()
+            self._number = None
+        self.wake()
+
+    def catch_up(self) -> None:
+        """Hear what others did, now. Raises Unavailable."""
+        with self._pass_lock:
+            for record in self._follower.look():
+                self.replan(record.uid)
 
     def replan(self, uid: str) -> None:
         """Plan this experiment in the next pass, weights included, whether or not it has new outcomes."""
-        self._due[uid] = -math.inf
-        self._weighed.pop(uid, None)
+        self._asked.append(uid)
         self.wake()
+
+    def _pass(self) -> list[Planned]:
+        now = self._clock.now()
+        changed = self._follower.look()
+        if self._keeper.lost:
+            return self._be_lost()
+        number = self._term.hold(healthy=self._healthy)
+        self._healthy = False
+        if number is not None and number != self._number:
+            changed += self._follower.look()  # what the planner before saved since the first look; from now on nobody else's plan is stored
+            if self._keeper.lost:
+                return self._be_lost()
+        self._keeper.push()
+        planned = self._follow(now) if number is None else self._lead(number, [record.uid for record in changed], now)
+        self._keeper.flush()
+        self._healthy = True
+        return planned
+
+    def _be_lost(self) -> list[Planned]:
+        """Candidates get nothing from a table whose store is lost, and nobody plans it."""
+        self._number = None
+        self._live.distrust()
+        self._term.resign()
+        self._keeper.reassert()
+        return []
+
+    def _lead(self, number: int, asked: list[str], now: float) -> list[Planned]:
+        self._mark, changed = self._store.changed(self._mark)
+        if self._number is None or number not in (self._number, self._number + 1):  # somebody else's term may have been between
+            self._due.all(self._registry.uids(), -math.inf)
+        self._number = number
+        while self._asked:
+            asked.append(self._asked.popleft())
+        for uid in asked:
+            self._weighed.pop(uid, None)
+        wanted = dict.fromkeys((*asked, *changed))
+        wanted.update(dict.fromkeys(self._due.take(now, PASS_EXPERIMENTS - len(wanted))))
+        known = [record for uid in wanted if (record := self._registry.of_uid(uid)) is not None]
+        planned = [done for record in known if (done := self._plan(record, now)) is not None]
+        if not self._save(planned, now):
+            return planned
+        self._live.confirm(self._follower.asked)
+        for done in planned:
+            self._grants.renew(done.record.uid, done.plan.limits)
+        self._fill([done.record.uid for done in planned])
+        if self._due.waiting(now):
+            self.wake()
+        return planned
+
+    def _follow(self, now: float) -> list[Planned]:
+        """Confirm what the planner elsewhere confirmed, and keep this server's leases filled."""
+        self._number = None
+        self._asked.clear()
+        self._live.confirm(self._follower.confirmed)
+        if self._registry.leased:
+            self._mark, changed = self._store.changed(self._mark)
+            for uid in changed:
+                if uid in self._limited:
+                    self._limited[uid] = min(self._limited[uid], now + self._refresh)
+            for uid in list(self._registry.leased):
+                record = self._registry.of_uid(uid)
+                if record is not None and self._limited.get(uid, now) <= now:
+                    self._grants.renew(uid, budget_limits(record.experiment, self.tally(record)))
+                    self._limited[uid] = now + LOOK_AGAIN_SECONDS
+            for uid in self._limited.keys() - self._registry.leased:
+                del self._limited[uid]
+                self._grants.renew(uid, None)
+            self._fill([])
+        return []
+
+    def _fill(self, uids: list[str]) -> None:
+        """Fill the leases of these; of all, once a refresh."""
+        at = self._clock.monotonic()
+        if at - self._filled >= self._refresh:
+            self._filled = at
+            self._grants.fill()
+        else:
+            self._grants.fill(uids)
 
     def tally(self, record: Record) -> Tally:
         """What the store counted for the record."""
@@ -142,7 +258,7 @@ class Planner:
 
     def _plan(self, record: Record, now: float) -> Planned | None:
         if record.status.state in (State.DRAFT, State.ROLLED_BACK, State.CONCLUDED):
-            self._due[record.uid] = math.inf
+            self._due.set(record.uid, math.inf)
             self._grants.renew(record.uid, None)
             return None
         started = time.perf_counter()
@@ -151,11 +267,11 @@ class Planner:
             made = plan(record, found, now)
         except InvalidArgument as error:
             log.error("plan.refused", experiment=record.name, reason=error.reason, error=error.message)
-            self._due[record.uid] = now + LOOK_AGAIN_SECONDS
+            self._due.set(record.uid, now + LOOK_AGAIN_SECONDS)
             return None
         planned = Planned(record, made, found, now, time.perf_counter() - started)
         self.last[record.uid] = planned
-        self._due[record.uid] = self._next(record, made, found, now)
+        self._due.set(record.uid, self._next(record, made, found, now))
         if self._observe is not None:
             self._observe(planned)
         return planned
@@ -172,32 +288,49 @@ class Planner:
             at = min(at, ripe if ripe > now else now + LOOK_AGAIN_SECONDS)
         return max(at, now + self._refresh)
 
-    def _save(self, planned: list[Planned], now: float) -> None:
+    def _save(self, planned: list[Planned], now: float) -> bool:
+        """Store and publish. False when this server is the planner no more: nothing was written, or nothing counts."""
         saves, made_by = [], []
         for done in planned:
             save = self._to_save(done, now)
             if save is not None:
                 saves.append(save)
                 made_by.append(done)
+        if not self._term.in_force():
+            log.warning("term.over", experiments=len(saves))
+            self._term.lost()
+            return False
         if not saves:
-            return
+            return True
         try:
-            answers = self._registry.write(saves)
+            answers = self._registry.write(saves, self._term.number)
         except (Unavailable, Overloaded) as error:
             log.warning("plan.not_stored", reason=error.reason, error=error.message, experiments=len(saves))
             for save, done in zip(saves, made_by, strict=True):
-                self._due[save.record.uid] = now + self._refresh
-                safer = save.record.status.state is State.FROZEN or len(save.record.status.drained) > len(done.record.status.drained)
-                if safer:
-                    self._registry.hold_in_memory(save.record)
-            return
+                self._due.set(save.record.uid, now + self._refresh)
+                if save.record.status.state is State.FROZEN or len(save.record.status.drained) > len(done.record.status.drained):
+                    self._hold(save, done)
+            return True
         for save, done, error in zip(saves, made_by, answers, strict=True):
             if error is not None:
-                self._due[save.record.uid] = now
+                if error.reason == "STALE_TERM":
+                    log.warning("term.stale", experiment=save.record.name, error=error.message)
+                    self._term.lost()
+                    return False
+                self._due.set(save.record.uid, now)
                 self.wake()
                 continue
             for occurrence in done.plan.occurrences:
                 log.info(occurrence.action, experiment=save.record.name, reason=occurrence.reason, version=save.record.version)
+        return True
+
+    def _hold(self, save: Save, done: Planned) -> None:
+        """Keep a freeze or drain that could not be stored."""
+        entry = next((entry for entry in save.audit if entry.action in SAFER), save.audit[-1])
+        try:
+            self._keeper.hold(Pending(replace(save.record, version=done.record.version), entry))
+        except Unavailable as error:
+            log.warning("freeze.not_kept", experiment=save.record.name, reason=error.reason, error=error.message)
 
     def _to_save(self, done: Planned, now: float) -> Save | None:
         """What is to be written of a plan, or None. Between two refreshes only what guardrails or people demand."""
@@ -207,9 +340,48 @@ class Planner:
             return None
         urgent = bool(made.occurrences) or made.settle_through is not None or made.status != record.status
         if not urgent and now - self._weighed.get(record.uid, -math.inf) < self._refresh:
-            self._due[record.uid] = min(self._due[record.uid], self._weighed[record.uid] + self._refresh)
+            self._due.sooner(record.uid, self._weighed[record.uid] + self._refresh)
             return None
         self._weighed[record.uid] = now
         audit = tuple(AuditEntry(now, ACTOR, o.action, record.name, o.reason) for o in made.occurrences)
         settle = None if made.settle_through is None else Settle(made.settle_through, coarsening(record.experiment))
         return Save(after, record.version, audit, settle)
+
+
+class Due:
+    """When each experiment is to be looked at, the next one at hand whatever their number. Belongs to the planner's passes."""
+
+    def __init__(self) -> None:
+        self._at: dict[str, float] = {}
+        self._heap: list[tuple[float, str]] = []  # with times that were changed since; they are skipped
+
+    def set(self, uid: str, at: float) -> None:
+        """Look at it at `at`, seconds since the epoch; never by itself when infinite."""
+        self._at[uid] = at
+        if at < math.inf:
+            heappush(self._heap, (at, uid))
+
+    def sooner(self, uid: str, at: float) -> None:
+        """Look at it at `at`, or before that."""
+        if at < self._at.get(uid, math.inf):
+            self.set(uid, at)
+
+    def all(self, uids: list[str], at: float) -> None:
+        """Look at each of these at `at`, and at no others."""
+        self._at = dict.fromkeys(uids, at)
+        self._heap = [(at, uid) for uid in uids]  # all equal: a heap
+
+    def waiting(self, now: float) -> bool:
+        """Is any due?"""
+        while self._heap and self._at.get(self._heap[0][1]) != self._heap[0][0]:
+            heappop(self._heap)
+        return bool(self._heap) and self._heap[0][0] <= now
+
+    def take(self, now: float, most: int) -> list[str]:
+        """Those due, the longest due first, at most so many. They are not due any more."""
+        taken = []
+        while len(taken) < most and self.waiting(now):
+            _, uid = heappop(self._heap)
+            self._at[uid] = math.inf
+            taken.append(uid)
+        return taken

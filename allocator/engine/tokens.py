@@ -39,6 +39,10 @@ class Tokens:
             found = [_decoder.decode(text) for text in self._store.items(KIND).values()]
             self.by_digest = {bytes.fromhex(token.digest): token for token in found}
 
+    def remembered(self) -> dict[str, dict[str, str]]:
+        """The items of the copy, by kind and key: what comes back into a store that lost them."""
+        return {KIND: {token.id: msgspec.json.encode(token).decode() for token in self.by_digest.values()}}
+
     def all(self) -> list[Token]:
         """Every token that was not revoked, expired ones too, the oldest first."""
         self.refresh()

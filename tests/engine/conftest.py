@@ -27,7 +27,7 @@ class Rehearsal:
 
     def __post_init__(self) -> None:
         self.entropy = SeededEntropy(self.seed)
-        self.engine = Engine(self.store, self.clock, self.entropy, restarted=False)
+        self.engine = Engine(self.store, self.clock, self.entropy, restarted=False, holder="rehearsal")  # the next one takes its place
         self.engine.start(threads=False)
         self.rng = random.Random(self.seed)
         self.units = 0

@@ -71,12 +71,12 @@ async def test_an_outcome_after_its_window_is_late_and_one_from_the_future_is_re
         server.engine.commands.start("ranker", actor="ann")
         early, late = [await client.decide("ranker", unit) for unit in ("a", "b")]
         clock.pass_(1799)
-        server.engine.live.confirm()
+        server.engine.live.confirm(clock.monotonic())
         assert (await client.report(early.id, reward=1.0)).status == "ACCEPTED"
         clock.pass_(2)
         report = await client.report(late.id, reward=1.0)
         assert (report.status, report.reason) == ("LATE", "WINDOW_CLOSED")
-        server.engine.live.confirm()
+        server.engine.live.confirm(clock.monotonic())
         ahead = await client.decide("ranker", "c")
         clock.pass_(-3600)
         report = await client.report(ahead.id, reward=1.0)

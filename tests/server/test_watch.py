@@ -73,7 +73,7 @@ def feed_of(clock, live):
 async def test_age_and_elapsed_are_of_each_message_and_the_rest_is_made_once(monkeypatch):
     clock = ManualClock()
     live = Live(clock)
-    live.confirm()
+    live.confirm(clock.monotonic())
     feed = feed_of(clock, live)
     made = []
     message = service_pb.WatchSnapshotsResponse(change=service_pb.SnapshotChange(sequence=5, full=True))
