@@ -251,12 +251,18 @@ class SqliteStore(Writer):
             disk.private(self._path)
             with contextlib.closing(disk.connect(self._path, plain=True)) as db:
                 disk.examine(db)
+                self._tail.check()
+                self._tail.clear()
+            self._tail.close()
             self._writer = disk.connect(self._path)
             disk.migrate(self._writer, self._path)
+            disk.check_schema(self._writer)
             self._checkpoint("TRUNCATE")
             self._reader = disk.connect(self._path, read_only=True)
         for row in self._writer.execute("SELECT number, uid, through, coarsen, proof FROM experiments"):
             words.prove(*row)
+        if self._writer.execute("SELECT min(sequence) FROM audit").fetchone()[0] not in (None, 1):
+            raise words.altered()  # a number below 1 would hide its record from who reads the chain from its beginning
         found = self._writer.execute("SELECT key, proof FROM secret").fetchone()
         if found is None:
             key = entropy.bytes(32)
@@ -275,10 +281,13 @@ class SqliteStore(Writer):
             self._reader = None
         if self._writer is not None:
             if self._path != MEMORY:
-                self._checkpoint("TRUNCATE")
+                with contextlib.suppress(OSError):  # then the note stays, and the log with it
+                    self._tail.clear()
+                    self._checkpoint("TRUNCATE")
             with contextlib.suppress(sqlite3.Error):
                 self._writer.close()
             self._writer = None
+        self._tail.close()
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None

@@ -1,4 +1,4 @@
-"""The file of a SQLite store: connections to it, its lock, its migrations, copies of it, and room on its disk held in reserve."""
+"""The file of a SQLite store: connections to it, its lock, its migrations, copies of it, where its log ends, room held in reserve."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import os
 import sqlite3
+import sys
 from importlib import resources
 from urllib.parse import quote
 
@@ -17,6 +18,7 @@ APPLICATION_ID = 0x616C6C6F
 PAGE_BYTES = 1024  # nonces are random: nearly each outcome changes a page of its own, and a commit writes whole pages
 RESERVE_BYTES = 4 << 20
 BUSY_SECONDS = 2.0
+HEAD_BYTES = 48  # of the index of a write-ahead log
 
 
 def connect(path: str, *, read_only: bool = False, plain: bool = False) -> sqlite3.Connection:
@@ -80,6 +82,17 @@ def migrate(db: sqlite3.Connection, path: str) -> None:
             raise
 
 
+def check_schema(db: sqlite3.Connection) -> None:
+    """Raise Unavailable unless everything that the migrations made is there in their words: one changed letter makes a table read empty."""
+    with contextlib.closing(sqlite3.connect(MEMORY, isolation_level=None)) as fresh:
+        migrate(fresh, MEMORY)
+        if not set(fresh.execute(_SCHEMA)) <= set(db.execute(_SCHEMA)):
+            raise words.altered()
+
+
+_SCHEMA = "SELECT type, name, tbl_name, sql FROM sqlite_master"
+
+
 def copy_file(db: sqlite3.Connection, path: str) -> None:
     """A consistent copy in the new file `path`: whole under its name, or not there."""
     if os.path.exists(path):
@@ -126,6 +139,77 @@ def lock_file(path: str) -> int:
     return file
 
 
+class Tail:
+    """How far the write-ahead log had got, in a small file of its own: `NAME.tail`.
+
+    SQLite takes the first damaged frame of a log for its end, and would forget what was committed behind it without a word. After each
+    commit the head of the log's index is noted here; at opening, the log must reach as far. The note is not synced, and the log was before
+    it was written, so a crash leaves it behind the log, never ahead. It is cleared, and synced, before the log is removed.
+
+    The index lies in NAME-shm: https://www.sqlite.org/walformat.html, section 2.1. frames, salt: at bytes 16 and 32.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._path = path + ".tail"
+        self._index_path = path + "-shm"
+        self._of_memory = path == MEMORY
+        self._file = self._index = -1
+
+    def note(self) -> None:
+        """After a commit."""
+        if self._of_memory:
+            return
+        try:
+            if self._index < 0:  # kept open: closing it would let go of SQLite's locks
+                self._index = os.open(self._index_path, os.O_RDONLY | os.O_CLOEXEC)
+            os.pwrite(self._open(), os.pread(self._index, HEAD_BYTES, 0), 0)
+        except OSError:  # an old note would accuse a log that is whole
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(self._path)
+            self.close()
+
+    def check(self) -> None:
+        """With the log's index made, before the log is moved. Raises Unavailable when the log ends before the note."""
+        try:
+            with open(self._path, "rb") as file:
+                noted = file.read()
+        except FileNotFoundError:
+            return
+        if not noted:
+            return
+        self._index = os.open(self._index_path, os.O_RDONLY | os.O_CLOEXEC)
+        found = os.pread(self._index, HEAD_BYTES, 0)
+        frames, salt = _frames_and_salt(found)
+        noted_frames, noted_salt = _frames_and_salt(noted) if len(noted) == HEAD_BYTES else (-1, -1)
+        if salt == 0 or noted_frames < 0 or (salt == noted_salt and frames < noted_frames) or (salt - noted_salt) % 2**32 >= 2**31:
+            raise Unavailable(
+                f"the store is damaged: of its write-ahead log, {frames} pages can be read, and {noted_frames} had been written. What was"
+                f" acknowledged is lost: restore a backup, or remove {self._path} to go on without it",
+                reason="STORE_CORRUPT",
+            )
+
+    def clear(self) -> None:
+        """Before the log is removed: nothing is in it alone."""
+        if not self._of_memory:
+            os.ftruncate(self._open(), 0)
+            os.fsync(self._file)
+
+    def close(self) -> None:
+        """After the connections are closed."""
+        for file in (self._file, self._index):
+            if file >= 0:
+                os.close(file)
+        self._file = self._index = -1
+
+    def _open(self) -> int:
+        if self._file < 0:
+            self._file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        return self._file
+
+
+def _frames_and_salt(head: bytes) -> tuple[int, int]:
+    """Of the head of a log's index. The salt grows by one each time that the log begins again, and is written big-endian."""
+    return int.from_bytes(head[16:20], sys.byteorder), int.from_bytes(head[32:36], "big")
 
 
 class Reserve:

@@ -48,6 +48,7 @@ class Writer:
         self._gate = threading.Lock()  # nothing enters the queue behind its end
         self._queue: queue.SimpleQueue[Work | None] = queue.SimpleQueue()
         self._reserve = disk.Reserve(path)
+        self._tail = disk.Tail(path)
 
     def _submit(self, work: Work) -> Any:
         with self._gate:
@@ -109,6 +110,7 @@ class Writer:
             except Exception as exc:
                 self._roll_back()
                 return exc
+            self._tail.note()
         return None
 
     def _roll_back(self) -> None:

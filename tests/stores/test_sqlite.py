@@ -570,9 +570,10 @@ def test_audit_records_can_only_be_appended(path):
 
 def tamper(path: Path, *statements: str) -> None:
     with contextlib.closing(sqlite3.connect(path)) as db:
-        for trigger in ("audit_is_appended", "audit_is_not_changed", "audit_is_not_deleted"):
-            db.execute(f"DROP TRIGGER {trigger}")
-        for statement in statements:
+        triggers = db.execute("SELECT name, sql FROM sqlite_master WHERE type = 'trigger'").fetchall()
+        for name, _ in triggers:
+            db.execute(f"DROP TRIGGER {name}")
+        for statement in (*statements, *(sql for _, sql in triggers)):
             db.execute(statement)
         db.commit()
 
@@ -601,9 +602,16 @@ def test_a_check_finds_what_was_altered(path, statement, found):
 
 @pytest.mark.parametrize(
     "statement",
-    ["UPDATE experiments SET uid = 'x'", "UPDATE experiments SET through = 3", "UPDATE secret SET key = zeroblob(32)"],
+    [
+        "UPDATE experiments SET uid = 'x'",
+        "UPDATE experiments SET through = 3",
+        "UPDATE secret SET key = zeroblob(32)",
+        "UPDATE audit SET sequence = -1 WHERE sequence = 1",
+        "DROP INDEX audit_experiment",
+        "ALTER TABLE cells RENAME COLUMN total TO amount",
+    ],
 )
-def test_an_altered_experiment_or_secret_is_refused_at_opening(path, statement):
+def test_an_altered_experiment_secret_or_schema_is_refused_at_opening(path, statement):
     filled(path)
     tamper(path, statement)
     assert reason_of(lambda: SqliteStore(path)) == "STORE_CORRUPT"
