@@ -17,7 +17,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from allocator.cli import assets, audit, doctor, look, operate, replay, report, revisions, serve, specs, status, token
+from allocator.cli import assets, audit, bench, doctor, look, operate, replay, report, revisions, serve, specs, status, token
 from allocator.cli.connection import connected
 from allocator.cli.failures import INTERRUPTED, complain, hint, tell
 from allocator.cli.output import say
@@ -153,7 +153,7 @@ for _panel, _commands in {
         operate.reject,
         revisions.note,
     ),
-    "Other": (doctor.doctor, version),
+    "Other": (bench.bench, doctor.doctor, version),
 }.items():
     for _command in _commands:
         _reaches_a_server = "server" in inspect.signature(_command).parameters

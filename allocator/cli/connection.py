@@ -46,9 +46,9 @@ class Operator:
         self._server = server
         self._timeout = timeout
         options = (("grpc.enable_http_proxy", 0), ("grpc.max_receive_message_length", 64 << 20))
-        access = _access()
-        self._metadata = access.metadata()
-        self._channel = channel(server, access, options)
+        door = access()
+        self._metadata = door.metadata()
+        self._channel = channel(server, door, options)
         self._stub = service.OperatorServiceStub(self._channel)
 
     def call(self, method: str, request: Message) -> Any:
@@ -92,7 +92,7 @@ class Operator:
         self._channel.close()
 
 
-def _access() -> Access:
+def access() -> Access:
     """What the options say, and for the token the environment where they say nothing."""
     from allocator.client.channel import Access
 

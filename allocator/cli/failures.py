@@ -63,10 +63,11 @@ CALL_FLAGS = (
 )
 SERVE_FLAGS = (
     *("listen", "metrics", "store", "log-format", "refresh", "drain", "grace", "decision-log-days"),
-    *("tls-client-ca", "access", "audit-checkpoint"),
+    *("tls-client-ca", "access", "audit-checkpoint", "max-concurrent"),
 )
 DEMO_FLAGS = ("seed", "seconds", "only")
-FLAGS = frozenset((*CALL_FLAGS, *SERVE_FLAGS, *DEMO_FLAGS))  # fields that the user wrote as a flag of the same name
+BENCH_FLAGS = ("rate", "duration", "connections")
+FLAGS = frozenset((*CALL_FLAGS, *SERVE_FLAGS, *DEMO_FLAGS, *BENCH_FLAGS))  # fields that the user wrote as a flag of the same name
 
 
 def tell(error: AllocatorError) -> int:
