@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -25,7 +26,8 @@ def own_server() -> Iterator[str]:
     """The address of a server that runs until the end of the block. Raises AllocatorError when it does not start."""
     command = [sys.executable, "-m", "allocator", "serve", "--listen", "127.0.0.1:0", "--metrics", "none", "--store", "memory:"]
     command += ["--log-format", "json", "--drain", "0"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    plain = {name: value for name, value in os.environ.items() if not name.startswith("ALLOCATOR_")}  # settings of other servers
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=plain)
     try:
         address = _address(process)
         with grpc.insecure_channel(address) as channel:
