@@ -6,6 +6,8 @@ import json
 import os
 import subprocess
 import sys
+import threading
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -28,6 +30,7 @@ def own_server() -> Iterator[str]:
     command += ["--log-format", "json", "--drain", "0"]
     plain = {name: value for name, value in os.environ.items() if not name.startswith("ALLOCATOR_")}  # settings of other servers
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=plain)
+    reader = None
     try:
         address = _address(process)
         with grpc.insecure_channel(address) as channel:
@@ -35,6 +38,8 @@ def own_server() -> Iterator[str]:
             stub.ApplyExperiment(operator_pb.ApplyExperimentRequest(experiment=two_arms(), actor=EXPERIMENT), timeout=CALL_SECONDS)
             start = operator_pb.StartExperimentRequest(experiment=EXPERIMENT, actor=EXPERIMENT, reason="to be measured")
             stub.StartExperiment(start, timeout=CALL_SECONDS)
+        reader = threading.Thread(target=deque, args=(process.stderr, 0))  # a log that nobody reads fills its pipe, and the server waits
+        reader.start()
         yield address
     finally:
         process.terminate()
@@ -43,6 +48,8 @@ def own_server() -> Iterator[str]:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+        if reader is not None:
+            reader.join()
         process.stderr.close()
 
 
