@@ -17,21 +17,14 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from allocator.cli import assets, audit, bench, doctor, look, operate, replay, report, revisions, serve, specs, status, token
+from allocator.cli import assets, audit, bench, doctor, look, operate, replay, report, revisions, serve, simulate, specs, status, token
 from allocator.cli.connection import connected
+from allocator.cli.extras import needs_extra
 from allocator.cli.failures import INTERRUPTED, complain, hint, tell
 from allocator.cli.output import say
 from allocator.errors import AllocatorError
 
 OUTPUT = Path("demo-output")
-EXTRA_PACKAGES = {
-    "sklearn": "scikit-learn",
-    "matplotlib": "matplotlib",
-    "scipy": "scipy",
-    "pyarrow": "pyarrow",
-    "joblib": "joblib",
-    "jinja2": "jinja2",
-}
 
 
 class _Commands(TyperGroup):
@@ -89,17 +82,10 @@ def demo(
     plain: Annotated[bool, typer.Option("--plain", help="Plain lines, also on a terminal.")] = False,
 ) -> None:
     """Watch a rollout: real models, a better one that is let in, a broken one that is caught."""
-    try:
+    with needs_extra("the demo"):
         from allocator.demo.run import demo as run
 
         raise typer.Exit(run(seed=seed, output=output, seconds=seconds, plain=plain))
-    except ModuleNotFoundError as exc:
-        package = (exc.name or "").partition(".")[0]
-        if package not in EXTRA_PACKAGES:
-            raise
-        raise AllocatorError(
-            f"the demo needs {EXTRA_PACKAGES[package]}, which is not installed", reason="MISSING_PACKAGES"
-        ) from exc
 
 
 def version() -> None:
@@ -153,6 +139,7 @@ for _panel, _commands in {
         operate.reject,
         revisions.note,
     ),
+    "Rehearse": (simulate.simulate,),
     "Other": (bench.bench, doctor.doctor, version),
 }.items():
     for _command in _commands:

@@ -35,6 +35,7 @@ MAX_BYTES = 1 << 20
 MAX_NODES = 50_000
 MAX_DEPTH = 32
 UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+DURATIONS = "a duration like 30s, 15m, 1h or 7d"
 DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
 
 
@@ -64,11 +65,11 @@ def load(text: str | bytes, source: str = "<input>") -> list[SpecFile]:
     """
     loaded: list[SpecFile] = []
     faults: list[Violation] = []
-    for tree in _trees(text, source):
+    for tree in trees(text, source):
         reader = _Reader()
         message = pb.Experiment()
         if not isinstance(tree, CommentedMap):
-            faults.append(Violation(f"{source}:1:1", f"got {_kind(tree)}; a mapping with apiVersion, kind, metadata and spec is needed"))
+            faults.append(Violation(f"{source}:1:1", f"got {kind_of(tree)}; a mapping with apiVersion, kind, metadata and spec is needed"))
             continue
         reader.fill(message, tree, "")
         if message.api_version != API_VERSION and not reader.found_under("apiVersion"):
@@ -83,8 +84,8 @@ def load(text: str | bytes, source: str = "<input>") -> list[SpecFile]:
             for v in violations(experiment)
             if not any(v.field == path or v.field.startswith((path + ".", path + "[")) for path in named)
         )
-        where = partial(_located, source, tree)
-        for path, message in sorted(reader.found, key=lambda found: _place(tree, found[0])):
+        where = partial(located, source, tree)
+        for path, message in sorted(reader.found, key=lambda found: place_of(tree, found[0])):
             faults.append(Violation(where(path), message))
         loaded.append(SpecFile(message, experiment, where))
     if faults:
@@ -138,7 +139,8 @@ def dump(documents: Sequence[dict[str, Any]]) -> str:
     return out.getvalue()
 
 
-def _trees(text: str | bytes, source: str) -> Iterator[Any]:
+def trees(text: str | bytes, source: str) -> Iterator[Any]:
+    """Every document of a YAML or JSON text, with the places of its fields. Raises InvalidArgument where it cannot be read."""
     if len(text) > MAX_BYTES:
         raise InvalidArgument.of_field(source, f"got {len(text)} bytes; at most {MAX_BYTES} are allowed", reason="INVALID_SPEC")
     yaml = YAML(typ="rt", pure=True)
@@ -203,21 +205,21 @@ class _Reader:
                 target.FromNanoseconds(nanos)  # type: ignore[attr-defined]
         elif full_name == "google.protobuf.ListValue":
             if not isinstance(value, CommentedSeq) or any(isinstance(item, dict | list) or item is None for item in value):
-                self.fault(path, f"got {_kind(value)}; a list of values is allowed")
+                self.fault(path, f"got {kind_of(value)}; a list of values is allowed")
             else:
                 target.extend([item if isinstance(item, bool) else str(item) for item in value])  # type: ignore[attr-defined]
         elif full_name == "google.protobuf.Timestamp":
             target.SetInParent()
         elif not isinstance(value, CommentedMap):
             names = ", ".join(field.json_name for field in target.DESCRIPTOR.fields)
-            self.fault(path, f"got {_kind(value)}; a mapping is allowed, with {names}")
+            self.fault(path, f"got {kind_of(value)}; a mapping is allowed, with {names}")
         else:
             target.SetInParent()
             self.fill(target, value, path, depth + 1)
 
     def _map(self, message: Message, field: FieldDescriptor, value: Any, path: str, depth: int) -> None:
         if not isinstance(value, CommentedMap):
-            self.fault(path, f"got {_kind(value)}; a mapping is allowed")
+            self.fault(path, f"got {kind_of(value)}; a mapping is allowed")
             return
         item = field.message_type.fields_by_name["value"]
         target = getattr(message, field.name)
@@ -225,7 +227,7 @@ class _Reader:
             self.nodes += 1
             where = f"{path}[{key}]"
             if not isinstance(key, str):
-                self.fault(where, f"got {_kind(key)} as a key; text is allowed: write it in quotes")
+                self.fault(where, f"got {kind_of(key)} as a key; text is allowed: write it in quotes")
             elif item.message_type is not None:
                 self._message(target[key], entry, where, depth + 1)
             else:
@@ -235,7 +237,7 @@ class _Reader:
 
     def _list(self, message: Message, field: FieldDescriptor, value: Any, path: str, depth: int) -> None:
         if not isinstance(value, CommentedSeq):
-            self.fault(path, f"got {_kind(value)}; a list is allowed")
+            self.fault(path, f"got {kind_of(value)}; a list is allowed")
             return
         target = getattr(message, field.name)
         for index, entry in enumerate(value):
@@ -253,7 +255,7 @@ class _Reader:
             name = value[len(prefix(field.enum_type)) :] if str(value).startswith(prefix(field.enum_type)) else value
             if isinstance(name, str) and name in names:
                 return names[name]
-            self.fault(path, f"got {_shown(value)}; one of {', '.join(names)} is allowed{_near(str(value).upper(), list(names))}")
+            self.fault(path, f"got {shown(value)}; one of {', '.join(names)} is allowed{near(str(value).upper(), list(names))}")
             return None
         accepts, what = _SCALARS[field.cpp_type]
         if accepts(value):
@@ -262,13 +264,13 @@ class _Reader:
                 return None
             return float(value) if what == NUMBER else str(value) if what == TEXT else value
         hint = ": write it in quotes" if what == TEXT and isinstance(value, bool | int | float) else ""
-        self.fault(path, f"got {_kind(value)}; {what} is allowed{hint}")
+        self.fault(path, f"got {kind_of(value)}; {what} is allowed{hint}")
         return None
 
     def _duration(self, value: Any, path: str) -> int | None:
         seconds = seconds_of_text(value) if isinstance(value, str) else None
         if seconds is None:
-            self.fault(path, f"got {_shown(value)}; a duration like 30s, 15m, 1h or 7d is allowed")
+            self.fault(path, f"got {shown(value)}; {DURATIONS} is allowed")
             return None
         return round(seconds * 1e9)
 
@@ -310,35 +312,39 @@ def _is_map(field: FieldDescriptor) -> bool:
 
 def _unknown(key: str, descriptor: Descriptor) -> str:
     names = [field.json_name for field in descriptor.fields if field.name not in ("status", "uid", "revision", "etag")]
-    return f"is no field here; {', '.join(names)} are allowed{_near(key, names)}"
+    return f"is no field here; {', '.join(names)} are allowed{near(key, names)}"
 
 
-def _near(word: str, names: list[str]) -> str:
-    near = difflib.get_close_matches(word, names, 1, 0.6)
-    return f". Did you mean {near[0]}?" if near else ""
+def near(word: str, names: Sequence[str]) -> str:
+    """`. Did you mean …?`, or nothing."""
+    close = difflib.get_close_matches(word, names, 1, 0.6)
+    return f". Did you mean {close[0]}?" if close else ""
 
 
-def _kind(value: Any) -> str:
+def kind_of(value: Any) -> str:
+    """A value, in words, as an error says what it got."""
     if isinstance(value, dict):
         return "a mapping"
     if isinstance(value, list):
         return "a list"
     if value is None:
         return "nothing"
-    return _shown(value)
+    return shown(value)
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+    """A value as its writer wrote it, cut to a line."""
     text = ("true" if value else "false") if isinstance(value, bool) else repr(value) if isinstance(value, str) else str(value)
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def _located(source: str, tree: Any, path: str) -> str:
-    line, column = _place(tree, path)
+def located(source: str, tree: Any, path: str) -> str:
+    """`source:line:column: path` of the deepest part of the path that the file has."""
+    line, column = place_of(tree, path)
     return f"{source}:{line}:{column}: {path}"
 
 
-def _place(tree: Any, path: str) -> tuple[int, int]:
+def place_of(tree: Any, path: str) -> tuple[int, int]:
     """Line and column of the deepest part of the path that the file has."""
     line, column = tree.lc.line, tree.lc.col
     for key in re.findall(r"\[([^\]]*)\]|([^.\[\]]+)", path):

@@ -42,7 +42,7 @@ from allocator.wire.status import to_status
 
 from .conftest import ALLOCATOR, Said, said
 
-EXAMPLES = sorted(str(path) for path in (resources.files("allocator") / "assets" / "examples").iterdir())
+EXAMPLES = sorted(str(path) for path in (resources.files("allocator") / "assets" / "examples").iterdir() if path.is_file())
 Run = Callable[..., Said]
 Write = Callable[..., tuple[str, str]]
 

@@ -1,0 +1,117 @@
+"""`allocator simulate`: scenario files, faults with their places, and what comes out."""
+
+from __future__ import annotations
+
+import json
+from importlib import resources
+from pathlib import Path
+
+import pytest
+
+from allocator.cli.scenarios import load_scenario
+from allocator.errors import InvalidArgument
+from tests.cli.conftest import said
+
+SCENARIOS = sorted(Path(str(path)) for path in (resources.files("allocator") / "assets" / "examples" / "scenarios").iterdir())
+SPEC = """apiVersion: allocator/v1
+kind: Experiment
+metadata: {name: small}
+spec:
+  arms: [{name: old, incumbent: true}, {name: new}]
+  reward: {metric: click, window: 60s}
+  guardrails: [{name: errors, metric: error, max: 0.1, onBreach: DRAIN}]
+"""
+GOOD = """apiVersion: allocator/v1
+kind: Scenario
+metadata: {name: tiny}
+experiment: small.yaml
+duration: 40s
+replications: 3
+policies: [SPEC, ucb1]
+world:
+  traffic: {rate: {level: 30, season: {amplitude: 0.1, period: 1h, phase: 5s}}}
+  reports: {delay: 2s, badDelay: 1s, steady: true, missing: 0.1, duplicates: 0.1}
+  metrics:
+    click: {arms: {old: 0.2, new: {level: 0.3, driftPerHour: 0.1, jumps: [{at: 20s, level: 0.25}]}}}
+    error: {byUnit: true, arms: {old: 0.01, new: 0.4}}
+  shocks: [{start: 10s, duration: 5s, add: {click: -0.1}}]
+"""
+
+
+@pytest.fixture
+def scenario(tmp_path):
+    (tmp_path / "small.yaml").write_text(SPEC)
+
+    def write(text: str) -> Path:
+        path = tmp_path / "tiny.yaml"
+        path.write_text(text)
+        return path
+
+    return write
+
+
+@pytest.mark.parametrize("path", [path for path in SCENARIOS if "kind: Scenario" in path.read_text()], ids=lambda path: path.stem)
+def test_every_example_loads(path):
+    assert load_scenario(path).name == path.stem
+
+
+def test_a_rehearsal_is_told_as_a_table(scenario):
+    answer = said("simulate", str(scenario(GOOD)))
+    assert answer.code == 0, answer.err
+    assert "tiny: default/small, 40s of traffic, 3 replications, seed 0" in answer.out
+    assert "ucb1" in answer.out
+
+
+def test_a_rehearsal_is_told_as_json_and_kept_in_files(scenario, tmp_path):
+    out = tmp_path / "out"
+    answer = said("simulate", str(scenario(GOOD)), "--replications", "2", "--seed", "5", "--out", str(out), "-o", "json")
+    assert answer.code == 0, answer.err
+    found = json.loads(answer.out)
+    assert (found["replications"], found["seed"], found["experiment"]) == (2, 5, "default/small")
+    assert [policy["policy"] for policy in found["policies"]] == ["SPEC", "ucb1"]
+    assert found["policies"][0]["regret"]["runs"] == 2
+    assert {"replications.parquet", "series.parquet", "regret.png"} <= {path.name for path in out.iterdir()}
+
+
+def test_workers_change_nothing_that_is_said(scenario):
+    path = str(scenario(GOOD))
+    one, two = (said("simulate", path, "-o", "json", "--workers", workers, "--backend", "threading") for workers in ("1", "2"))
+    assert one.out == two.out
+
+
+FAULTS = {
+    "an unknown field": ("duration: 40s", "durations: 40s", "tiny.yaml:5:1: durations: is no field here"),
+    "a number for a duration": ("duration: 40s", "duration: 40", "tiny.yaml:5:1: duration: got 40; a duration like"),
+    "a rate above 1": ("old: 0.2, new", "old: 1.2, new", "world.metrics[click].arms[old].level: got 1.2; a number from 0 to 1"),
+    "an arm that is missing": ("{old: 0.01, new: 0.4}", "{old: 0.01}", "world.metrics[error].arms: got nothing for 'new'"),
+    "an arm that is not there": ("{old: 0.01, new: 0.4}", "{old: 0.01, new: 0.4, x: 1}", "world.metrics[error].arms[x]: is no arm"),
+    "an unknown law": ("byUnit: true", "law: RATES", "got 'RATES'; one of RATE, LOG_NORMAL, NORMAL, COUNT is allowed. Did you mean RATE?"),
+    "text for a flag": ("byUnit: true", "byUnit: si", "world.metrics[error].byUnit: got 'si'; true or false is allowed"),
+    "no world": ("world:", "word:", "tiny.yaml:8:1: word: is no field here"),
+    "an unknown policy": ("[SPEC, ucb1]", "[SPEC, ucb]", "policies[1]: got 'ucb'; one of SPEC"),
+    "a spec that is not there": ("small.yaml", "large.yaml", "tiny.yaml:4:1: experiment:"),
+    "another kind": ("kind: Scenario", "kind: Experiment", "tiny.yaml:2:1: kind: got 'Experiment'; 'Scenario' is allowed"),
+    "not a number": ("missing: 0.1", "missing: .nan", "world.reports.missing: got nan; a number from 0 to 1 is allowed"),
+}
+
+
+@pytest.mark.parametrize("case", FAULTS)
+def test_a_fault_is_told_with_its_place_and_what_is_allowed(case, scenario):
+    before, after, message = FAULTS[case]
+    assert before in GOOD
+    answer = said("simulate", str(scenario(GOOD.replace(before, after, 1))))
+    assert answer.code == 2
+    assert message in answer.err
+
+
+def test_all_faults_are_told_at_once(scenario):
+    text = GOOD.replace("duration: 40s", "duration: soon").replace("missing: 0.1", "missing: lots").replace("seed", "sead")
+    with pytest.raises(InvalidArgument) as caught:
+        load_scenario(scenario(text))
+    assert len(caught.value.violations) == 2
+
+
+def test_a_file_that_is_not_there_is_said_to_be():
+    answer = said("simulate", "nowhere.yaml")
+    assert answer.code == 2
+    assert "nowhere.yaml: cannot be read" in answer.err
