@@ -29,6 +29,7 @@ import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from hashlib import blake2b
 from types import TracebackType
 from typing import Any, Self
 
@@ -39,8 +40,9 @@ from allocator.client.follower import PAUSE_SECONDS, Change, Clock, Follower
 from allocator.client.leases import Leases, request_of
 from allocator.client.outbox import Outbox
 from allocator.client.remote import OPTIONS, Value, attribute_text
+from allocator.core.assignment import HASH_BYTES
 from allocator.core.decider import Decider
-from allocator.core.decision import Decision, Reason, check_unit, choose
+from allocator.core.decision import Decision, Reason, check_unit, choose_hashed
 from allocator.core.snapshot import Entry, full_name
 from allocator.errors import AllocatorError, InvalidArgument, Violation
 from allocator.v1 import allocator_service_pb2_grpc as service_grpc
@@ -144,6 +146,7 @@ class LocalClient:
         self._nonces = b""
         self._at = 0
         self._entries: Mapping[str, Entry] = {}
+        self._named: dict[str, tuple[Entry, Any]] = {}  # by the names that callers use
         self._confirmed = float("-inf")
         self._outbox = Outbox(capacity, self._life)
         self._leases = Leases(self._decider)
@@ -187,9 +190,10 @@ class LocalClient:
         """
         entry = None
         try:
-            entry = self._entries.get(experiment) or self._entries.get(full_name(experiment))
-            if entry is None:
+            row = self._named.get(experiment) or self._row(experiment)
+            if row is None:
                 return Decision(fallback or "", 1.0, Reason.UNKNOWN_EXPERIMENT, "", 0, "", fallback or "")
+            entry = row[0]
             encoded = check_unit(unit)
             known = _texts(attributes) if attributes else NOTHING
             stale = self._monotonic() - self._confirmed > entry.lease_seconds
@@ -211,13 +215,18 @@ class LocalClient:
         """
         entry = None
         try:
-            entry = self._entries.get(experiment) or self._entries.get(full_name(experiment))
-            if entry is None:
+            row = self._named.get(experiment) or self._row(experiment)
+            if row is None:
                 return fallback or ""
+            entry, keyed = row
             if not entry.sticky and entry.only is None:
                 return entry.arms[entry.incumbent]
+            encoded = check_unit(unit)
+            known = _texts(attributes) if attributes else NOTHING
             stale = self._monotonic() - self._confirmed > entry.lease_seconds
-            return entry.arms[choose(entry, check_unit(unit), _texts(attributes) if attributes else NOTHING, b"", stale=stale)[0]]
+            hashing = keyed.copy()
+            hashing.update(encoded)
+            return entry.arms[choose_hashed(entry, encoded, hashing.digest(), known, b"", stale, None, None)[0]]
         except Exception as error:
             return self._without(entry, fallback, error).arm
 
@@ -314,6 +323,15 @@ class LocalClient:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
 
+    def _row(self, experiment: str) -> tuple[Entry, Any] | None:
+        """The entry of this name, and the keyed hash of which each unit's is a copy that went on; kept until the next change."""
+        named = self._named  # taken first: a change that comes now puts another in its place, and this row is not in it
+        entry = self._entries.get(experiment) or self._entries.get(full_name(experiment))
+        if entry is None:
+            return None
+        row = named[experiment] = entry, blake2b(digest_size=HASH_BYTES, key=entry.salt)
+        return row
+
     def _without(self, entry: Entry | None, fallback: str | None, error: Exception) -> Decision:
         """The answer where none can be had: the incumbent, or the fallback."""
         if not isinstance(error, InvalidArgument | TypeError | AttributeError | ValueError):
@@ -341,7 +359,7 @@ class LocalClient:
             for entry in change.entries:
                 held = table.snapshot.entries[entry.experiment]
                 entries[entry.experiment] = replace(held, burst=min(held.burst, self._burst)) if held.strict else held
-            self._entries = entries
+            self._entries, self._named = entries, {}
         self._confirmed = table.confirmed
         if table.complete and not self._ready.is_set():
             self._ready.set()
