@@ -17,7 +17,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from allocator.cli import assets, audit, bench, doctor, look, operate, replay, report, revisions, serve, simulate, specs, status, token
+from allocator.cli import assets, audit, bench, db, doctor, look, operate, replay, report, revisions, serve, simulate, specs, status, token
 from allocator.cli.connection import connected
 from allocator.cli.extras import needs_extra
 from allocator.cli.failures import INTERRUPTED, complain, hint, tell
@@ -147,4 +147,5 @@ for _panel, _commands in {
         app.command(rich_help_panel=_panel)(connected(_command) if _reaches_a_server else _command)
 app.add_typer(audit.audit, name="audit", rich_help_panel="Look")
 app.add_typer(token.token, name="token", rich_help_panel="Operate")
+app.add_typer(db.app, name="db", rich_help_panel="Operate")
 app.add_typer(assets.app, name="assets", rich_help_panel="Other")

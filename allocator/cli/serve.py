@@ -15,6 +15,7 @@ import typer
 from allocator.cli.specs import spec_files
 
 NO_METRICS = "none"
+NO_STATE = "none"
 
 
 class LogFormat(StrEnum):
@@ -176,6 +177,17 @@ def serve(
             show_default=False,
         ),
     ] = "",
+    state: Annotated[
+        str | None,
+        typer.Option(
+            "--state",
+            metavar="DIR|none",
+            envvar="ALLOCATOR_STATE",
+            help="Where this server remembers freezes, budgets and the last plans, for when its store is gone, empty or older."
+            " `none` for nowhere. [default: allocator-state with Redis, none otherwise]",
+            show_default=False,
+        ),
+    ] = None,
     insecure: Annotated[
         bool,
         typer.Option(
@@ -207,6 +219,7 @@ def serve(
         access=access.value,
         reflection=reflection,
         audit_checkpoint=audit_checkpoint,
+        state="" if state == NO_STATE else state,
         decision_log=decision_log,
         decision_log_days=decision_log_days,
         decision_log_context=tuple(name.strip() for name in decision_log_context.split(",") if name.strip()),

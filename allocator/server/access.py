@@ -137,6 +137,7 @@ RULES: Mapping[str, Rule] = {
     f"{OPERATOR}ListTokens": _may(scope=_everywhere),
     f"{OPERATOR}RevokeToken": _may(scope=_everywhere, acts=True),
     f"{OPERATOR}RotateToken": _may(scope=_everywhere, acts=True),
+    f"{OPERATOR}ReconcileStore": _may(scope=_everywhere, acts=True),
     f"{HEALTH}Check": Rule(),
     f"{HEALTH}Watch": Rule(),
     f"{REFLECTION}ServerReflectionInfo": _may(*_LOOK),

@@ -26,6 +26,8 @@ class Config:
     tls_cert, tls_key, tls_client_ca: PEM files, "" for none. access: `open`, or `tokens` to ask each call for one. reflection: answer
     what the services look like; None: on loopback only. audit_checkpoint: a file for the heads of the audit log, "" for none.
     max_concurrent: calls that may wait, of decisions, of reports and of everything else; beyond it they are refused at once.
+
+    state: the directory where this server remembers what it must know without its store, "" for none; None: `kept_in` decides.
     """
 
     listen: str = "127.0.0.1:50051"
@@ -47,6 +49,7 @@ class Config:
     reflection: bool | None = None
     audit_checkpoint: str = ""
     max_concurrent: int = 512
+    state: str | None = None
 
     def __post_init__(self) -> None:
         found = [*_address("listen", self.listen), *(_address("metrics", self.metrics) if self.metrics else ())]
@@ -84,6 +87,13 @@ class Config:
             )
         if found:
             raise InvalidArgument(violations=found, reason="INVALID_CONFIG")
+
+    @property
+    def kept_in(self) -> str:
+        """The state directory, "" for none. By default only a store on other machines needs one: SQLite is on this disk itself."""
+        if self.state is not None:
+            return self.state
+        return "allocator-state" if REDIS.fullmatch(self.store) else ""
 
     @property
     def shown_store(self) -> str:

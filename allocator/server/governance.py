@@ -72,6 +72,13 @@ class Governance:
             revision=revision_to_message(found), experiment=convert.experiment_to_message(found.experiment)
         )
 
+    async def reconcile_store(self, request: pb.ReconcileStoreRequest) -> pb.ReconcileStoreResponse:
+        """ReconcileStore."""
+        done = await self._in_thread(
+            lambda: self._engine.commands.reconcile(actor=actor_of(request.actor), reason=request.reason, force=request.force)
+        )
+        return pb.ReconcileStoreResponse(epoch=done.epoch, restored=done.restored, notes=done.notes)
+
     async def list_audit_records(self, request: pb.ListAuditRecordsRequest) -> pb.ListAuditRecordsResponse:
         """ListAuditRecords, oldest first; the page token is the last sequence of the page before."""
         size, after = page_size(request.page_size), number_of(request.page_token)

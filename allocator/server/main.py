@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import signal
 import socket
 import threading
+import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -27,9 +29,9 @@ from grpc_reflection.v1alpha.reflection import SERVICE_NAME as REFLECTION_NAME
 from prometheus_client import CollectorRegistry, make_wsgi_app
 
 from allocator.core import best_arm, confidence, evidence
-from allocator.engine.engine import Engine
+from allocator.engine.engine import DAMAGED, Engine
 from allocator.engine.tokens import Tokens
-from allocator.errors import AllocatorError, Unavailable
+from allocator.errors import AllocatorError, Overloaded, Refused, Unavailable
 from allocator.ports import Clock, Entropy, Store, SystemClock, SystemEntropy
 from allocator.server import reflection
 from allocator.server.access import REFLECTION, Access, Gate
@@ -39,6 +41,7 @@ from allocator.server.interceptors import Unary, instant, streaming, unary
 from allocator.server.metrics import Metrics
 from allocator.server.servicers import AllocatorServicer, OperatorServicer
 from allocator.server.tls import Certificates
+from allocator.stores.keepsake import DiskKeepsake
 from allocator.stores.memory import MemoryStore
 from allocator.stores.sqlite import SqliteStore
 from allocator.v1 import allocator_service_pb2 as service_pb
@@ -51,6 +54,7 @@ if TYPE_CHECKING:  # it brings pyarrow along, which a server without a log need 
 SERVICES = ("allocator.v1.AllocatorService", "allocator.v1.OperatorService")
 THREADS = 32
 FLUSH_SECONDS = 0.25
+RETRY_SECONDS = 1.0  # after the store did not take something
 CHECKPOINT_SECONDS = 60.0
 TOKENS_SECONDS = 0.5  # between two looks at the tokens: with a stream's heartbeat, a revoked one ends within 2 s everywhere
 MAX_MESSAGE = 4 << 20
@@ -86,21 +90,38 @@ class Server:
     async def start(self) -> None:
         """Open the store, load the specs, plan, listen. Raises Unavailable or InvalidArgument with a sentence that says why not."""
         config = self._config
-        store = self._given_store or open_store(config.store, self._entropy)  # first: a second server on a file ends at once
+        store = self._given_store or open_store(config.store, self._entropy, self._clock)  # first: a second server on a file ends at once
+        keepsake = None
         try:
+            keepsake = DiskKeepsake(config.kept_in) if config.kept_in else None
             best_arm.warm_up()
             evidence.warm_up()
             confidence.warm_up()
             registry = CollectorRegistry()
             self.tokens = Tokens(store, self._clock, self._entropy)
-            self.tokens.refresh()
+            refresh_tokens(self.tokens)
             self._checkpoints = Checkpoints(store, config.audit_checkpoint, self._clock)
-            self.engine = Engine(store, self._clock, self._entropy, config.refresh_seconds, lambda planned: metrics.planned(planned))
+            self.engine = Engine(
+                store,
+                self._clock,
+                self._entropy,
+                config.refresh_seconds,
+                lambda planned: metrics.planned(planned),
+                keepsake=keepsake,
+                holder=f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}",
+            )
+            self.engine.keeper.items = self.tokens.remembered
             metrics = self.metrics = Metrics(registry, self.engine.live.age)
+            metrics.watch_store(
+                plans=self.engine.term.in_force,
+                lost=lambda: bool(self.engine.keeper.lost),
+                held=lambda: len(self.engine.registry.held),
+                diverged=lambda: self.engine.registry.divergences,
+            )
             self.engine.commands.identified = config.access == "tokens"
             self.engine.commands.broken_glass = metrics.break_glass.inc
             self.engine.start(threads=False)
-            load_specs(self.engine, config.specs)
+            specs_wait = not load_specs(self.engine, config.specs)
             self._log = open_decision_log(config, self.engine, metrics)
             self._grpc = self._build(metrics)
             self.address = self._bind(config.listen)
@@ -111,11 +132,15 @@ class Server:
             if self._log is not None:
                 self._log.close()
             store.close()
+            if keepsake is not None:
+                keepsake.close()
             raise
         self.engine.decider.low = self._low.set  # called where decisions are made: in this loop's thread
         self.engine.planner.start()
         await self._grpc.start()
         self._tasks += [asyncio.create_task(task) for task in (self._flush(), self._lease(), self._look_at_tokens(), self._checkpoint())]
+        if specs_wait:
+            self._tasks.append(asyncio.create_task(self._load_specs()))
         for name in ("", *SERVICES):
             await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
         log.info(
@@ -207,7 +232,8 @@ class Server:
         return f"{host}:{bound or port}"
 
     def _ready(self) -> bool:
-        return self.engine.live.age() < float("inf")
+        """Decisions are answered, from whatever is known: a server without its store is no reason to send callers nowhere."""
+        return self.engine.started
 
     async def _lease(self) -> None:
         """Keep the leases of budgets filled: soon when one runs low, and at intervals since limits grow."""
@@ -222,17 +248,36 @@ class Server:
                 log.exception("budget.crashed")
 
     async def _flush(self) -> None:
+        pause = FLUSH_SECONDS
         while True:
-            await asyncio.sleep(FLUSH_SECONDS)
+            await asyncio.sleep(pause)
+            pause = FLUSH_SECONDS
             try:
                 await self._allocator.intake.flush()
             except AllocatorError as error:
                 log.warning("exposures.not_stored", reason=error.reason, error=error.message)
+                pause = RETRY_SECONDS
+            except Exception:
+                log.exception("exposures.crashed")
+                pause = RETRY_SECONDS
+
+    async def _load_specs(self) -> None:
+        """Apply the spec files once the store is there."""
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(RETRY_SECONDS)
+            try:
+                if await loop.run_in_executor(self._threads, load_specs, self.engine, self._config.specs):
+                    return
+            except Exception:
+                log.exception("specs.crashed")
 
     async def _look_at_tokens(self) -> None:
         loop = asyncio.get_running_loop()
         while True:
             await asyncio.sleep(TOKENS_SECONDS)
+            if self.engine.keeper.lost:
+                continue  # a store that lost its tokens takes nobody's access away
             try:
                 await loop.run_in_executor(self._threads, self.tokens.refresh)
             except AllocatorError as error:
@@ -273,16 +318,29 @@ class _Generic:
         """Leave them to the generic handlers."""
 
 
-def open_store(address: str, entropy: Entropy) -> Store:
-    """The store of a `Config.store` address."""
+def open_store(address: str, entropy: Entropy, clock: Clock | None = None) -> Store:
+    """The store of a `Config.store` address. A Redis store need not be there yet; the others must be whole."""
+    clock = clock or SystemClock()
     kind, _, path = address.partition(":")
     if kind == "memory":
-        return MemoryStore(entropy)
+        return MemoryStore(entropy, clock)
     if kind == "sqlite":
-        return SqliteStore(path, entropy)
+        if not os.path.exists(path):
+            log.warning("store.created", path=os.path.abspath(path), advice="if this server had a store before, look where it is")
+        return SqliteStore(path, entropy, clock)
     from allocator.stores.redis import RedisStore  # its library takes long to load, and most servers do without
 
     return RedisStore(address, entropy)
+
+
+def refresh_tokens(tokens: Tokens) -> None:
+    """Learn the tokens, unless the store is gone: then they come later."""
+    try:
+        tokens.refresh()
+    except (Unavailable, Overloaded) as error:
+        if error.reason in DAMAGED:
+            raise
+        log.warning("tokens.not_refreshed", reason=error.reason, error=error.message)
 
 
 def open_decision_log(config: Config, engine: Engine, metrics: Metrics) -> DecisionLog | None:
@@ -306,13 +364,23 @@ def open_decision_log(config: Config, engine: Engine, metrics: Metrics) -> Decis
     return made
 
 
-def load_specs(engine: Engine, paths: tuple[str, ...]) -> None:
-    """Apply every experiment of these files. Raises InvalidArgument for a file that cannot be read."""
+def load_specs(engine: Engine, paths: tuple[str, ...]) -> bool:
+    """Apply every experiment of these files. False: the store cannot take them now. Raises InvalidArgument for a file that cannot be read."""
     for path in paths:
         for loaded in spec.load_file(Path(path)):
-            record, created, changed = engine.commands.apply(loaded.experiment, actor="server", reason=f"loaded from {path}")
+            try:
+                record, created, changed = engine.commands.apply(loaded.experiment, actor="server", reason=f"loaded from {path}")
+            except (Unavailable, Overloaded) as error:
+                log.warning("spec.waits", experiment=loaded.experiment.full_name, reason=error.reason, error=error.message)
+                return False
+            except Refused as error:
+                if error.reason != "STORE_LOST":
+                    raise
+                log.warning("spec.waits", experiment=loaded.experiment.full_name, reason=error.reason, error=error.message)
+                return False
             waits, state = record.experiment != loaded.experiment, record.status.state.value
             log.info("spec.loaded", experiment=record.name, created=created, changed=changed, pending=waits, state=state)
+    return True
 
 
 def serve_metrics(listen: str, registry: CollectorRegistry, ready: Callable[[], bool]) -> WSGIServer:

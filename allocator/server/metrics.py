@@ -82,6 +82,18 @@ class Metrics:
         snapshot_age.set_function(lambda: age() if math.isfinite(age()) else -1.0)
         Gauge("allocator_build_info", "1, labelled by version.", ["version"], registry=registry).labels(_version()).set(1)
 
+    def watch_store(
+        self, plans: Callable[[], bool], lost: Callable[[], bool], held: Callable[[], int], diverged: Callable[[], int]
+    ) -> None:
+        """Say how this server stands with its store. All are asked at each scrape."""
+        for name, told, ask in (
+            ("allocator_planner", "1 while this server is the one that plans.", plans),
+            ("allocator_store_lost", "1 while the store counts as lost: nothing is counted until an operator reconciles.", lost),
+            ("allocator_freezes_pending", "Freezes and drains in force here that the store has not got yet.", held),
+            ("allocator_snapshot_divergences", "Entries that differed from another server's under the same version.", diverged),
+        ):
+            Gauge(name, told, registry=self.registry).set_function(lambda ask=ask: float(ask()))
+
     def log_decisions(self, counts: Callable[[], tuple[Mapping[str, int], Mapping[str, int]]]) -> None:
         """Say how many rows of the decision log were written and lost. counts: asked at each scrape."""
         self.registry.register(_DecisionLogRows(counts))

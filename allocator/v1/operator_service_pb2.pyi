@@ -578,3 +578,23 @@ class ReadDecisionResponse(_message.Message):
     unit_hash: str
     slot: int
     def __init__(self, experiment: _Optional[str] = ..., uid: _Optional[str] = ..., unit_hash: _Optional[str] = ..., slot: _Optional[int] = ...) -> None: ...
+
+class ReconcileStoreRequest(_message.Message):
+    __slots__ = ("actor", "reason", "force")
+    ACTOR_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    FORCE_FIELD_NUMBER: _ClassVar[int]
+    actor: str
+    reason: str
+    force: bool
+    def __init__(self, actor: _Optional[str] = ..., reason: _Optional[str] = ..., force: bool = ...) -> None: ...
+
+class ReconcileStoreResponse(_message.Message):
+    __slots__ = ("epoch", "restored", "notes")
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    RESTORED_FIELD_NUMBER: _ClassVar[int]
+    NOTES_FIELD_NUMBER: _ClassVar[int]
+    epoch: str
+    restored: _containers.RepeatedScalarFieldContainer[str]
+    notes: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, epoch: _Optional[str] = ..., restored: _Optional[_Iterable[str]] = ..., notes: _Optional[_Iterable[str]] = ...) -> None: ...

@@ -149,6 +149,11 @@ class OperatorServiceStub(object):
                 request_serializer=allocator_dot_v1_dot_operator__service__pb2.RotateTokenRequest.SerializeToString,
                 response_deserializer=allocator_dot_v1_dot_operator__service__pb2.RotateTokenResponse.FromString,
                 _registered_method=True)
+        self.ReconcileStore = channel.unary_unary(
+                '/allocator.v1.OperatorService/ReconcileStore',
+                request_serializer=allocator_dot_v1_dot_operator__service__pb2.ReconcileStoreRequest.SerializeToString,
+                response_deserializer=allocator_dot_v1_dot_operator__service__pb2.ReconcileStoreResponse.FromString,
+                _registered_method=True)
 
 
 class OperatorServiceServicer(object):
@@ -308,6 +313,13 @@ class OperatorServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ReconcileStore(self, request, context):
+        """Of a store that lost its data: writes back what this server knows, running experiments FROZEN, and goes on. Refused elsewhere.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_OperatorServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -425,6 +437,11 @@ def add_OperatorServiceServicer_to_server(servicer, server):
                     servicer.RotateToken,
                     request_deserializer=allocator_dot_v1_dot_operator__service__pb2.RotateTokenRequest.FromString,
                     response_serializer=allocator_dot_v1_dot_operator__service__pb2.RotateTokenResponse.SerializeToString,
+            ),
+            'ReconcileStore': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReconcileStore,
+                    request_deserializer=allocator_dot_v1_dot_operator__service__pb2.ReconcileStoreRequest.FromString,
+                    response_serializer=allocator_dot_v1_dot_operator__service__pb2.ReconcileStoreResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -1048,6 +1065,33 @@ class OperatorService(object):
             '/allocator.v1.OperatorService/RotateToken',
             allocator_dot_v1_dot_operator__service__pb2.RotateTokenRequest.SerializeToString,
             allocator_dot_v1_dot_operator__service__pb2.RotateTokenResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReconcileStore(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/allocator.v1.OperatorService/ReconcileStore',
+            allocator_dot_v1_dot_operator__service__pb2.ReconcileStoreRequest.SerializeToString,
+            allocator_dot_v1_dot_operator__service__pb2.ReconcileStoreResponse.FromString,
             options,
             channel_credentials,
             insecure,
