@@ -273,11 +273,10 @@ class Sentinels(_Several):
             until(lambda sentinel=sentinel: self._knows_all(sentinel), "each Sentinel knows the others and the replicas")
 
     def master(self) -> Node:
-        """The server that the Sentinels name at present."""
+        """The server that the first living Sentinel names at present."""
         for sentinel in self.sentinels:
             if sentinel.process is not None:
-                host_port = sentinel.ask("SENTINEL", "GET-MASTER-ADDR-BY-NAME", MASTER)
-                return next(node for node in self.data if node.port == int(host_port[1]))
+                return self._named(sentinel)
         pytest.fail("no Sentinel runs")
 
     def following(self, master: Node) -> int:
@@ -293,6 +292,7 @@ class Sentinels(_Several):
         master = self.master()
         until(lambda: node.ask("REPLICAOF", "127.0.0.1", master.port), "the old master listens")
         until(lambda: self.following(master) == len(self.data) - 1, "all replicas follow")
+        until(lambda: all(self._named(sentinel) is master for sentinel in self.sentinels), "the Sentinels agree")
 
     def wait_for_another(self, than: Node) -> Node:
         """The new master, once the Sentinels name it and it takes writes."""
@@ -304,6 +304,10 @@ class Sentinels(_Several):
         before = self.master()
         until(lambda: self.sentinels[0].ask("SENTINEL", "FAILOVER", MASTER), "the Sentinels agree to hand over")
         return self.wait_for_another(before)
+
+    def _named(self, sentinel: Node) -> Node:
+        port = int(sentinel.ask("SENTINEL", "GET-MASTER-ADDR-BY-NAME", MASTER)[1])
+        return next(node for node in self.data if node.port == port)
 
     def _knows_all(self, sentinel: Node) -> bool:
         found = _master_state(sentinel)

@@ -571,6 +571,19 @@ def test_part_of_the_data_that_is_gone_is_noticed(two, redis_server):
     assert store.add([outcome(1)]) == [ACCEPTED]
 
 
+def test_who_is_not_the_first_to_write_of_an_experiment_takes_that_for_no_loss(two, monkeypatch):
+    slow, other = two
+    slow.secret()
+    adopt = slow._life.adopt
+
+    def pause(uid: str, found: str) -> None:
+        other.save([Save(record(), None)])
+        adopt(uid, found)
+
+    monkeypatch.setattr(slow._life, "adopt", pause)
+    assert slow.add([outcome(1)]) == [ACCEPTED]
+
+
 def test_other_servers_follow_into_a_life_that_continues_theirs(two, open_, redis_server):
     store, other = two
     secret = store.secret()
@@ -580,6 +593,8 @@ def test_other_servers_follow_into_a_life_that_continues_theirs(two, open_, redi
     fresh = open_(store.url)
     fresh.secret()
     epoch = store.begin(secret)
+    assert fresh.news(0).epoch == epoch
+    assert fresh.secret() == secret
     assert store.save([Save(record(), None)]) == [None]
     for server in (other, fresh):
         server.save([Save(record(f"of-{id(server)}", uid=OTHER), None)])

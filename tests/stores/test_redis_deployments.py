@@ -47,6 +47,7 @@ def two(request) -> Iterator[tuple[RedisStore, RedisStore]]:
         # meanwhile, and the one replica that acknowledges them may be the other.
         url += f"&wait={2 if 'failover]' in request.node.name else 1}&wait_ms=1000"
     with contextlib.closing(RedisStore(url)) as store, contextlib.closing(RedisStore(url)) as other:
+        until(lambda: store.secret(), "the store answers")
         yield store, other
 
 

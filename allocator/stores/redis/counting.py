@@ -235,7 +235,7 @@ class Counting:
                     else:
                         log.error("exposures of experiment %s were refused, and are dropped: %s", uid, refused(found[0].decode()).message)
                 except AllocatorError as error:
-                    log.warning("exposures of experiment %s: %s", uid, error.message)
+                    log.debug("exposures of experiment %s: %s", uid, error.message)
             if not adopted:
                 break
             pending = adopted

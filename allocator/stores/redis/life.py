@@ -68,9 +68,10 @@ class Life:
         known, term = self._link.ask_all(
             [Call("SISMEMBER", self._keys.commons("uids"), (uid,)), Call("HGET", self._keys.commons("store"), ("term",))]
         )
-        if known and not found:
+        meta = self._keys.several(uid, "meta")
+        if known and not found and self._link.ask(Call("HGET", meta, ("epoch",))) is None:  # now: another may just have been the first
             raise lost(f"what it held of experiment {uid} is gone")
-        self._link.ask(Call("stamp", self._keys.several(uid, "meta"), (found, self._epoch, term or 0)))
+        self._link.ask(Call("stamp", meta, (found, self._epoch, term or 0)))
 
     def _join(self) -> None:
         if self._epoch:

@@ -19,7 +19,7 @@ import logging
 import random
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from importlib import resources
 from typing import Any, NamedTuple
@@ -76,10 +76,10 @@ def read_scripts() -> dict[str, bytes]:
 
 
 class Breaker:
-    """Keeps calls from a server that failed, but for one at a time that finds out whether it is back."""
+    """Keeps calls from what failed, but for one at a time that finds out whether it is back. refusal: makes the error of the others."""
 
-    def __init__(self, place: str) -> None:
-        self._place = place
+    def __init__(self, refusal: Callable[[], Unavailable]) -> None:
+        self._refusal = refusal
         self._lock = threading.Lock()
         self._failures = 0
         self._until = 0.0
@@ -97,7 +97,7 @@ class Breaker:
             if not self._failures:
                 return
             if self._probing is not None or time.monotonic() < self._until:
-                raise unreachable(self._place, "it failed a moment ago")
+                raise self._refusal()
             self._probing = threading.get_ident()
 
     def succeed(self) -> bool:
@@ -132,6 +132,7 @@ class Link:
         self._lock = threading.Lock()  # of the breakers
         self._mapping = threading.Lock()
         self._breakers: dict[str, Breaker] = {}
+        self._replicas: dict[str, Breaker] = {}
         self._inspected: set[str] = set()
         self._cluster: RedisCluster | None = None
         self._stale = False  # is the map of the Cluster in doubt?
@@ -287,6 +288,7 @@ class Link:
     def _send(self, place: str, client: redis.Redis, calls: Sequence[Call], wait: bool) -> list[Answer]:
         """The raw answers of one server; the same exception for all when it could not be asked."""
         breaker = self._breaker(place)
+        replicas = self._replicas_of(place) if wait and self.address.wait else None
         try:
             breaker.enter()
         except Unavailable as exc:
@@ -294,7 +296,7 @@ class Link:
         try:
             if place not in self._inspected:
                 self._inspect(place, client)
-            answers = self._exchange(client, calls, wait)
+            answers = self._exchange(client, calls, replicas)
             for answer in answers:
                 if isinstance(answer, _UNFIT):
                     raise answer
@@ -315,22 +317,35 @@ class Link:
             log.info("%s answers again", place)
         return answers
 
-    def _exchange(self, client: redis.Redis, calls: Sequence[Call], wait: bool) -> list[Answer]:
-        """One round trip."""
-        waits = wait and self.address.wait > 0
-        with client.pipeline(transaction=False) as pipe:
-            for call in calls:
-                pipe.execute_command(*self._words(call))
-            if waits:
-                pipe.execute_command("WAIT", self.address.wait, self.address.wait_ms)
-            answers = pipe.execute(raise_on_error=False)
-        if waits:
-            reached = answers.pop()
-            if isinstance(reached, Exception):
-                raise reached
-            if reached < self.address.wait:
-                missing = not_replicated(f"{reached} of {self.address.wait} replicas have it after {self.address.wait_ms} ms")
-                answers = [answer if isinstance(answer, Exception) else missing for answer in answers]
+    def _exchange(self, client: redis.Redis, calls: Sequence[Call], replicas: Breaker | None) -> list[Answer]:
+        """One round trip. replicas: to wait for, if any."""
+        if replicas is not None:
+            try:
+                replicas.enter()
+            except Unavailable as exc:
+                return [exc] * len(calls)
+        reached = 0
+        try:
+            with client.pipeline(transaction=False) as pipe:
+                for call in calls:
+                    pipe.execute_command(*self._words(call))
+                if replicas is not None:
+                    pipe.execute_command("WAIT", self.address.wait, self.address.wait_ms)
+                answers = pipe.execute(raise_on_error=False)
+            if replicas is not None:
+                reached = answers.pop()
+                if isinstance(reached, Exception):
+                    raise reached
+        except Exception:
+            if replicas is not None:
+                replicas.fail()
+            raise
+        if replicas is not None and reached < self.address.wait:
+            replicas.fail()
+            missing = not_replicated(f"{reached} of {self.address.wait} have it after {self.address.wait_ms} ms")
+            answers = [answer if isinstance(answer, Exception) else missing for answer in answers]
+        elif replicas is not None:
+            replicas.succeed()
         if any(isinstance(answer, NoScriptError) for answer in answers):
             with client.pipeline(transaction=False) as pipe:
                 for _, text in self._scripts.values():
@@ -389,7 +404,18 @@ class Link:
 
     def _breaker(self, place: str) -> Breaker:
         with self._lock:
-            return self._breakers.setdefault(place, Breaker(place))
+            found = self._breakers.get(place)
+            if found is None:
+                found = self._breakers[place] = Breaker(lambda: unreachable(place, "it failed a moment ago"))
+            return found
+
+    def _replicas_of(self, place: str) -> Breaker:
+        """Keeps from waiting for replicas again and again when there are too few."""
+        with self._lock:
+            found = self._replicas.get(place)
+            if found is None:
+                found = self._replicas[place] = Breaker(lambda: not_replicated("it had too few a moment ago; nothing was written"))
+            return found
 
     def _told(self, exc: Exception) -> AllocatorError:
         """A failure in the words of the store."""
@@ -424,7 +450,7 @@ def unreachable(place: str, why: str) -> Unavailable:
 
 
 def not_replicated(why: str) -> Unavailable:
-    return Unavailable(f"the store did not get it to enough replicas: {why}; sending it again is safe", reason="NOT_REPLICATED")
+    return Unavailable(f"the store cannot get it to enough replicas: {why}; sending it again is safe", reason="NOT_REPLICATED")
 
 
 def _text(value: object) -> str:

@@ -35,6 +35,7 @@ class Parcels:
         self._waiting: dict[str, Sums] = {}
         self._under_way: dict[str, Parcel] = {}
         self._numbers: dict[str, int] = {}
+        self._stuck = False
 
     def put(self, sums: Mapping[str, Sums]) -> None:
         """Take these over, by uid: from now on they are sent until they are counted."""
@@ -54,8 +55,13 @@ class Parcels:
                 for uid in done:
                     del self._under_way[uid]
                 if self._under_way:
-                    log.warning("exposures of %d experiments did not get through; they are sent again later", len(self._under_way))
+                    if not self._stuck:
+                        log.warning("exposures of %d experiments did not get through; they are sent again later", len(self._under_way))
+                    self._stuck = True
                     return
+            if self._stuck:
+                log.info("the exposures that had not got through are counted")
+            self._stuck = False
 
     def _load(self) -> bool:
         """Make parcels of what waits, where none is under way. Is anything under way?"""

@@ -12,6 +12,7 @@ it was supposed to end.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -176,6 +177,7 @@ class Saving:
         """Carry out saves. Returns those that were."""
         made: list[_Attempt] = []
         changes: dict[str, int] = {}
+        settled: dict[str, list[bytes]] = {}
         for _ in range(2):  # again after an adoption
             wanted = [attempt for attempt in attempts if not attempt.decided]
             calls = [self._call(attempt, token, term, latest, ends[attempt.uid]) for attempt in wanted]
@@ -189,7 +191,7 @@ class Saving:
                     attempt.first, attempt.last, changes[attempt.uid], forgotten = found
                     attempt.decide(None)
                     made.append(attempt)
-                    self._forget(attempt.uid, forgotten)
+                    settled[attempt.uid] = forgotten
                 elif what == b"VERSION":
                     attempt.decide(rules.refusal(attempt.save, int(found[0]) if found[0] else None))
                 elif what == b"TERM":
@@ -205,6 +207,7 @@ class Saving:
             if not adopted:
                 break
         self._changed(changes)
+        self._forget(settled)
         return made
 
     def _call(self, attempt: _Attempt, token: int, term: int | None, latest: int, chained: int) -> Call:
@@ -222,11 +225,14 @@ class Saving:
         keys = self._keys.several(attempt.uid, "meta", "records", "pending", "open", "settled", "buckets")
         return Call("save", keys, (self._life.epoch, token, "" if term is None else term, latest, chained, pack(words)))
 
-    def _forget(self, uid: str, buckets: Sequence[bytes]) -> None:
+    def _forget(self, settled: Mapping[str, Sequence[bytes]]) -> None:
         """Remove the masks of settled buckets: nothing asks for them any more. What fails is removed at the next settling."""
-        if buckets:
-            calls = [Call("UNLINK", self._keys.several(uid, *(f"seen:{bucket.decode()}" for bucket in buckets)))]
-            self._link.run([*calls, Call("ZREM", self._keys.several(uid, "buckets"), buckets)])
+        calls = []
+        for uid, buckets in settled.items():
+            if buckets:
+                calls.append(Call("UNLINK", self._keys.several(uid, *(f"seen:{bucket.decode()}" for bucket in buckets))))
+                calls.append(Call("ZREM", self._keys.several(uid, "buckets"), buckets))
+        self._link.run(calls)
 
     # The chain.
 
@@ -367,11 +373,14 @@ class Saving:
 
     def news(self, since: int) -> News:
         """As `Store.news`; everything after an outage, since the store may have gone back behind the mark and passed it again."""
-        _ = self._life.epoch  # made now, if there is none
+        known = self._life.epoch  # made now, if there is none
         outages = self._link.outages
         keys = self._keys.commons("store", "saved", "kinds", "intents")
         mark, names, kinds, beat, epoch, flat, now = self._link.ask(Call("news", keys, (since if outages == self._news_outages else 0,)))
         self._news_outages = outages
+        if epoch and epoch.decode() != known:
+            with contextlib.suppress(Unavailable):  # whoever writes is told
+                self._life.follow()
         intents = dict(zip(flat[::2], flat[1::2], strict=True))
         found = {name.decode() for name in names}
         for packed in intents.values():
