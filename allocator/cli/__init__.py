@@ -17,7 +17,24 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from allocator.cli import assets, audit, bench, db, doctor, look, operate, replay, report, revisions, serve, simulate, specs, status, token
+from allocator.cli import (
+    assets,
+    audit,
+    bench,
+    db,
+    doctor,
+    edge,
+    look,
+    operate,
+    replay,
+    report,
+    revisions,
+    serve,
+    simulate,
+    specs,
+    status,
+    token,
+)
 from allocator.cli.connection import connected
 from allocator.cli.extras import needs_extra
 from allocator.cli.failures import INTERRUPTED, complain, hint, tell
@@ -124,7 +141,7 @@ def _usage(error: Any) -> int:
 
 
 for _panel, _commands in {
-    "Serve": (serve.serve, demo),
+    "Serve": (serve.serve, edge.edge, demo),
     "Specs": (specs.lint, specs.apply, revisions.diff, revisions.revisions),
     "Look": (look.get, look.describe, status.status),
     "Afterwards": (report.report, replay.replay, report.export),

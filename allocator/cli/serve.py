@@ -196,6 +196,16 @@ def serve(
             help="Listen where other machines can reach it without TLS or tokens.",
         ),
     ] = False,
+    workers: Annotated[
+        int,
+        typer.Option(
+            "--workers",
+            metavar="N",
+            min=0,
+            envvar="ALLOCATOR_WORKERS",
+            help="Processes that decide, beside the one that plans; 0: one process does both.",
+        ),
+    ] = 0,
 ) -> None:
     """Serve decisions, until SIGTERM or Ctrl-C."""
     from allocator.server.config import Config
@@ -228,4 +238,9 @@ def serve(
     from allocator.server import logs, main
 
     logs.set_up(config.log_format)
-    main.serve(config)
+    if workers:
+        from allocator.server import workers as several
+
+        several.serve(config, workers)
+    else:
+        main.serve(config)

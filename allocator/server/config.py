@@ -52,7 +52,7 @@ class Config:
     state: str | None = None
 
     def __post_init__(self) -> None:
-        found = [*_address("listen", self.listen), *(_address("metrics", self.metrics) if self.metrics else ())]
+        found = [*check_address("listen", self.listen), *(check_address("metrics", self.metrics) if self.metrics else ())]
         kind, _, path = self.store.partition(":")
         if not (kind == "memory" or (kind == "sqlite" and path) or REDIS.fullmatch(self.store)):
             found.append(Violation("store", f"got {self.shown_store!r}; one of {STORES} is allowed"))
@@ -110,7 +110,8 @@ def is_loopback(address: str) -> bool:
         return False
 
 
-def _address(name: str, value: str) -> list[Violation]:
+def check_address(name: str, value: str) -> list[Violation]:
+    """What is wrong with host:port; nothing when it is one."""
     host, _, port = value.rpartition(":")
     if not host or not port.isdigit() or int(port) > 65535:
         return [Violation(name, f"got {value!r}; host:port is allowed, e.g. 127.0.0.1:50051")]

@@ -60,7 +60,6 @@ TOKENS_SECONDS = 0.5  # between two looks at the tokens: with a stream's heartbe
 MAX_MESSAGE = 4 << 20
 
 OPTIONS = (
-    ("grpc.so_reuseport", 0),
     ("grpc.max_receive_message_length", MAX_MESSAGE),
     ("grpc.max_concurrent_streams", 10_000),
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
@@ -124,7 +123,7 @@ class Server:
             specs_wait = not load_specs(self.engine, config.specs)
             self._log = open_decision_log(config, self.engine, metrics)
             self._grpc = self._build(metrics)
-            self.address = self._bind(config.listen)
+            self.address = bind(self._grpc, config.listen, config.tls_cert, config.tls_key, config.tls_client_ca)
             if config.metrics:
                 self._web = serve_metrics(config.metrics, registry, self._ready)
                 self.metrics_address = "{}:{}".format(*self._web.server_address[:2])
@@ -174,7 +173,7 @@ class Server:
         log.info("server.stopped")
 
     def _build(self, metrics: Metrics) -> grpc.aio.Server:
-        server = grpc.aio.server(options=[*OPTIONS, *bounds(self._config.max_concurrent)])
+        server = grpc_server(self._config.max_concurrent)
         a = self._allocator = AllocatorServicer(
             self.engine, metrics, self._threads, self._log, max(1, self._config.max_concurrent // 2)
         )
@@ -208,28 +207,12 @@ class Server:
             )
         )
         self._health = health.HealthServicer()
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, _Generic(server))
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, Generic(server))
         wanted = self._config.reflection
         if is_loopback(self._config.listen) if wanted is None else wanted:
             names = (*SERVICES, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, REFLECTION_NAME)
-            reflection.add(_Generic(server), names, gate(f"{REFLECTION}ServerReflectionInfo"))
+            reflection.add(Generic(server), names, gate(f"{REFLECTION}ServerReflectionInfo"))
         return server
-
-    def _bind(self, listen: str) -> str:
-        host, _, port = listen.rpartition(":")
-        try:
-            if self._config.tls_cert:
-                files = Certificates(self._config.tls_cert, self._config.tls_key, self._config.tls_client_ca)
-                bound = self._grpc.add_secure_port(listen, files.credentials())
-            else:
-                bound = self._grpc.add_insecure_port(listen)
-        except RuntimeError as exc:
-            raise Unavailable(
-                f"cannot listen on {listen}: another process has the port, or the address is not this machine's",
-                reason="ADDRESS_IN_USE",
-                listen=listen,
-            ) from exc
-        return f"{host}:{bound or port}"
 
     def _ready(self) -> bool:
         """Decisions are answered, from whatever is known: a server without its store is no reason to send callers nowhere."""
@@ -304,7 +287,7 @@ def bounds(calls: int) -> list[tuple[str, int]]:
     return [("grpc.server.max_pending_requests", max(1, calls // 2)), ("grpc.server.max_pending_requests_hard_limit", calls)]
 
 
-class _Generic:
+class Generic:
     """A server to which generated code adds its methods unregistered.
 
     gRPC waits for the next call of each registered method separately, so every one of them makes every call dearer: the five of health and
@@ -316,6 +299,28 @@ class _Generic:
 
     def add_registered_method_handlers(self, service: str, handlers: dict[str, grpc.RpcMethodHandler]) -> None:
         """Leave them to the generic handlers."""
+
+
+def grpc_server(calls: int, *, shared_port: bool = False) -> grpc.aio.Server:
+    """A server with the settings of all of ours. shared_port: several processes may listen on its port; else the second one fails."""
+    return grpc.aio.server(options=[("grpc.so_reuseport", int(shared_port)), *OPTIONS, *bounds(calls)])
+
+
+def bind(server: grpc.aio.Server, listen: str, tls_cert: str = "", tls_key: str = "", tls_client_ca: str = "") -> str:
+    """Listen; the real address. Raises Unavailable, or InvalidArgument for a certificate that cannot be used."""
+    host, _, port = listen.rpartition(":")
+    try:
+        if tls_cert:
+            bound = server.add_secure_port(listen, Certificates(tls_cert, tls_key, tls_client_ca).credentials())
+        else:
+            bound = server.add_insecure_port(listen)
+    except RuntimeError as exc:
+        raise Unavailable(
+            f"cannot listen on {listen}: another process has the port, or the address is not this machine's",
+            reason="ADDRESS_IN_USE",
+            listen=listen,
+        ) from exc
+    return f"{host}:{bound or port}"
 
 
 def open_store(address: str, entropy: Entropy, clock: Clock | None = None) -> Store:
