@@ -54,7 +54,8 @@ log = structlog.get_logger()
 class EdgeConfig:
     """upstream: host:port of a server or an edge; access: what opens its door. listen, metrics: host:port, port 0 for any free one,
     metrics "" for none. operator: pass operators' calls on. tls_cert, tls_key, tls_client_ca: PEM files of the listener, "" for none.
-    drain_seconds, grace_seconds, max_concurrent: as a server's. worker: one of several on the same port, with a parent at the end of its standard streams.
+    drain_seconds, grace_seconds, max_concurrent: as a server's. worker: one of several on the same port, with a parent at the end
+    of its standard streams.
     """
 
     upstream: str
