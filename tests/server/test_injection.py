@@ -1,0 +1,264 @@
+"""What people and callers send reaches no log, table, sheet, label or page as anything but text; units and tokens reach none at all.
+
+A real `allocator serve` in a process of its own, with logs for machines and for people.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+import signal
+import subprocess
+import sys
+import threading
+import urllib.request
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import grpc
+import pytest
+
+from allocator.cli.audit import guarded
+from allocator.client.channel import Access, channel
+from allocator.v1 import allocator_pb2 as pb
+from allocator.v1 import allocator_service_pb2 as service_pb
+from allocator.v1 import allocator_service_pb2_grpc as service_grpc
+from allocator.v1 import operator_service_pb2 as operator_pb
+from allocator.v1 import operator_service_pb2_grpc as operator_grpc
+from tests.cli.conftest import said
+
+ALLOCATOR = (sys.executable, "-m", "allocator")
+FORGED = '{"event": "forged"}'
+TRIES = {
+    "newline": f"a\r\n{FORGED}\n2026-01-01 [info] forged",
+    "ansi": "a\x1b[2J\x1b]0;owned\x07\x9b31mb",
+    "html": "</script><script>alert(1)</script><img src=x onerror=alert(1)>",
+    "formula": '=cmd|"/c calc"!A1',
+    "label": 'a"} 1\nallocator_forged{x="',
+    "bidi": "a\u202egnp.exe\u2066\u200b",
+    "separators": "a\u2028b\u2029c\x85d\x0be",
+}
+UNIT = "marker-unit-7f3a9c"
+
+
+@dataclass
+class Process:
+    """A server, and what it logs."""
+
+    folder: Path
+    log_format: str
+    token: str = ""
+    lines: list[str] = field(default_factory=list)
+
+    def __enter__(self):
+        store = f"sqlite:{self.folder / 'a.db'}"
+        create = [*ALLOCATOR, "token", "create", "root", "--role", "admin", "-n", "*", "--store", store]
+        made = subprocess.run(create, capture_output=True, text=True, check=True)
+        self.token = made.stdout.strip()
+        assert self.token not in made.stderr
+        arguments = ("--listen", "127.0.0.1:0", "--metrics", "127.0.0.1:0", "--store", store, "--access", "tokens", "--drain", "0")
+        self.process = subprocess.Popen(
+            [*ALLOCATOR, "serve", *arguments, "--log-format", self.log_format, "--decision-log", str(self.folder / "log")],
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for line in self.process.stderr:
+            self.lines.append(line)
+            if "server.ready" in line:
+                break
+        self.thread = threading.Thread(target=lambda: self.lines.extend(self.process.stderr))
+        self.thread.start()
+        pattern = r'"?address"?[=:] ?"?([\d.:]+)"?'
+        self.address = re.search(pattern, line)[1]
+        self.metrics = re.search(pattern.replace("address", "metrics"), line)[1]
+        self.channel = channel(self.address, Access(token=self.token))
+        self.access = Access(token=self.token).metadata()
+        self.operator = operator_grpc.OperatorServiceStub(self.channel)
+        self.allocator = service_grpc.AllocatorServiceStub(self.channel)
+        return self
+
+    def ask(self, stub, method: str, request, metadata=()):
+        """A call; its error's text is an answer too."""
+        try:
+            return getattr(stub, method)(request, metadata=(*self.access, *metadata), timeout=30)
+        except grpc.RpcError as error:
+            return error
+
+    def run(self, *arguments: str):
+        """A command of the command line."""
+        return said(*arguments, server=self.address, ALLOCATOR_TOKEN=self.token)
+
+    def stop(self) -> str:
+        """End it; everything that it logged."""
+        if self.process.poll() is None:
+            self.channel.close()
+            self.process.send_signal(signal.SIGTERM)
+            self.process.wait(30)
+            self.thread.join()
+        return "".join(self.lines)
+
+    def __exit__(self, *_):
+        self.stop()
+        self.process.kill()
+
+
+@pytest.fixture(scope="module", params=["json", "pretty"])
+def attacked(request, tmp_path_factory):
+    """A server that was sent every try in every free-text field that there is."""
+    with Process(tmp_path_factory.mktemp("served"), request.param) as process:
+        for number, text in enumerate(TRIES.values()):
+            attack(process, f"x{number}", text)
+        yield process
+
+
+def attack(process: Process, name: str, text: str) -> None:
+    experiment = pb.Experiment(api_version="allocator/v1", kind="Experiment")
+    experiment.metadata.name = name
+    experiment.metadata.labels[text[:63]] = text[:63]
+    spec = experiment.spec
+    spec.owner, spec.hypothesis = text, text
+    spec.lineage[text] = text
+    spec.arms.add(name="a", incumbent=True, model_uri=text)
+    spec.arms.add(name="b", model_uri=text)
+    spec.reward.metric = "click"
+    spec.approval.required = 1
+    spec.opt_out.attribute = text
+    spec.pins[text] = "a"
+    for segment in (spec.segments.add(name="s").match[text], spec.target.match[text]):
+        segment.extend([text])
+    ask, operator = process.ask, process.operator
+    ask(operator, "ApplyExperiment", operator_pb.ApplyExperimentRequest(experiment=experiment, reason=text, actor=text, request_id=text))
+    ask(operator, "StartExperiment", operator_pb.StartExperimentRequest(experiment=name, reason=text, break_glass=True))
+    ask(operator, "FreezeExperiment", operator_pb.FreezeExperimentRequest(experiment=name, reason=text))
+    ask(operator, "ResumeExperiment", operator_pb.ResumeExperimentRequest(experiment=name, reason=text, break_glass=True))
+    ask(operator, "AnnotateExperiment", operator_pb.AnnotateExperimentRequest(experiment=name, text=text))
+    ask(operator, "RejectProposal", operator_pb.RejectProposalRequest(experiment=name, reason=text, revision=text))
+    ask(operator, "ApproveExperiment", operator_pb.ApproveExperimentRequest(experiment=name, reason=text, revision=text))
+    ask(operator, "ListExperiments", operator_pb.ListExperimentsRequest(namespace=text, selector=text, page_token=text))
+    ask(operator, "CreateToken", operator_pb.CreateTokenRequest(principal=text, roles=[1], namespaces=[text], reason=text))
+    ask(operator, "CreateToken", operator_pb.CreateTokenRequest(principal=clean(text), roles=[1], namespaces=["default"], reason=text))
+    ask(operator, "RevokeToken", operator_pb.RevokeTokenRequest(id=text, reason=text))
+    for wrong in (text, f"{text}/{text}", f"default/{name}"):
+        for verb in ("Get", "Describe"):
+            ask(operator, f"{verb}Experiment", getattr(operator_pb, f"{verb}ExperimentRequest")(experiment=wrong))
+        ask(process.allocator, "Decide", service_pb.DecideRequest(experiment=wrong, unit=text, attributes={text: text}))
+    report = service_pb.ReportOutcomesRequest(request_id=text)
+    report.outcomes.add(decision_id=text).metrics[text] = 1.0
+    ask(process.allocator, "ReportOutcomes", report, [("traceparent", clean(text).encode("ascii", "ignore").decode())])
+
+
+def clean(text: str) -> str:
+    return "".join(character for character in text if character.isprintable())
+
+
+def assert_plain(text: str) -> None:
+    """Only what can be printed, and line ends."""
+    assert [character for character in text if not (character.isprintable() or character == "\n")] == []
+
+
+def test_every_log_line_is_one_event_of_ours(attacked):
+    text = "".join(attacked.lines)
+    assert_plain(text)
+    assert "break_glass" in text, "the attack was logged at all"
+    for line in text.splitlines():
+        if attacked.log_format == "json":
+            assert json.loads(line)["event"] != "forged"
+        else:
+            assert re.match(r"\d{4}-\d\d-\d\dT[\d:.]+Z \[\w+ *\] ", line), line
+            assert not line.startswith("2026-01-01")
+
+
+COMMANDS = [
+    *(("get",), ("audit", "list"), ("token", "list")),
+    *((verb, f"x{number}") for number in range(len(TRIES)) for verb in ("describe", "revisions", "status")),
+]
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_no_table_holds_what_could_steer_a_terminal(attacked, command):
+    told = attacked.run(*command)
+    assert_plain(told.out + told.err)
+    assert not any(line.startswith((FORGED, "2026-01-01 [info]")) for line in told.out.splitlines())
+
+
+def test_a_difference_is_plain_too(attacked):
+    for number in range(len(TRIES)):
+        told = attacked.run("diff", f"x{number}", "--from", "1", "--to", "1")
+        assert_plain(told.out + told.err)
+
+
+def test_an_exported_log_has_one_record_a_line_and_no_formula(attacked):
+    exported = attacked.run("audit", "export", "--format", "csv")
+    assert_plain(exported.out)
+    rows = list(csv.DictReader(io.StringIO(exported.out)))
+    lines = attacked.run("audit", "export").out.splitlines()
+    assert len(rows) == len(lines) == len(exported.out.splitlines()) - 1
+    assert {row["reason"][:2] for row in rows if "cmd" in row["reason"]} == {"'="}
+    for row in rows:
+        assert not any(cell.startswith(("=", "+", "-", "@")) for cell in row.values())
+    assert TRIES["newline"].strip() in {json.loads(line)["reason"] for line in lines}, "nothing is lost on the way"
+
+
+@pytest.mark.parametrize("text", ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1", "  =1"])
+def test_a_cell_never_begins_like_a_formula(text):
+    assert guarded(text).startswith("'")
+    assert guarded("plain = text") == "plain = text"
+
+
+def test_the_metrics_are_ours_alone(attacked):
+    with urllib.request.urlopen(f"http://{attacked.metrics}/metrics", timeout=30) as reply:
+        text = reply.read().decode()
+    assert_plain(text)
+    assert all(line.startswith(("#", "allocator_")) and "forged" not in line for line in text.splitlines())
+    assert "allocator_break_glass_total" in text
+
+
+def test_a_page_shows_it_as_text(attacked, tmp_path):
+    for number in range(len(TRIES)):
+        page = tmp_path / f"x{number}.html"
+        told = attacked.run("report", f"x{number}", "--out", str(page))
+        assert told.code == 0, told
+        assert "<script>alert" not in page.read_text()
+        assert "<img src=x" not in page.read_text()
+
+
+def test_units_and_tokens_are_in_no_log_label_or_record(tmp_path):
+    with Process(tmp_path, "json") as process:
+        experiment = pb.Experiment()
+        experiment.metadata.name = "private"
+        for arm in ("a", "b"):
+            experiment.spec.arms.add(name=arm, incumbent=arm == "a")
+        experiment.spec.reward.metric = "click"
+        experiment.spec.exposure.budget.units = 1000
+        experiment.spec.guardrails.add(name="errors", metric="error", max=0.1)
+        assert process.ask(process.operator, "ApplyExperiment", operator_pb.ApplyExperimentRequest(experiment=experiment)).created
+        process.ask(process.operator, "StartExperiment", operator_pb.StartExperimentRequest(experiment="private"))
+
+        def decide(unit: str, name: str = "private"):
+            return process.ask(process.allocator, "Decide", service_pb.DecideRequest(experiment=name, unit=unit, attributes={"u": UNIT}))
+
+        def decide_all(*units: str):
+            return process.ask(process.allocator, "BatchDecide", service_pb.BatchDecideRequest(experiment="private", units=units))
+
+        decided = [decide(f"{UNIT}-{number}") for number in range(50)]
+        batch = decide_all(*(f"{UNIT}-{number}" for number in range(50)))
+        outcomes = [pb.Outcome(decision_id=answer.decision.id, reward=1.0) for answer in decided]
+        process.ask(process.allocator, "ReportOutcomes", service_pb.ReportOutcomesRequest(outcomes=outcomes, request_id=UNIT))
+        wrong = [decide(UNIT * 20), decide(UNIT, "nobody"), decide_all(UNIT, UNIT * 20)]
+        assert all(isinstance(error, grpc.RpcError) and UNIT not in str(error.details()) for error in wrong)
+        assert len(batch.ids) == 50
+        assert not any(UNIT in answer.SerializeToString().decode("latin-1") for answer in decided)
+        with urllib.request.urlopen(f"http://{process.metrics}/metrics", timeout=30) as reply:
+            seen = {"metrics": reply.read()}
+        seen["log"] = process.stop().encode()
+        for path in process.folder.rglob("*"):
+            if path.is_file():
+                seen[path.name] = path.read_bytes()
+        assert {"a.db", "log"} <= set(seen)
+        assert any(name.endswith(".parquet") for name in seen), "a decision log was written"
+        for name, content in seen.items():
+            assert UNIT.encode() not in content, name
+            assert process.token.encode() not in content, name
+            assert process.token.split("_", 2)[2].encode() not in content, name
