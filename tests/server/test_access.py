@@ -33,7 +33,7 @@ SERVICES = (
 METHODS = {f"/{service.full_name}/{method.name}": method for service in SERVICES for method in service.methods}
 DENIED = (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED)
 HOME, ELSEWHERE = "default", "elsewhere"
-EVERYWHERE_ONLY = {"VerifyAuditRecords", "CreateToken", "ListTokens", "RevokeToken", "RotateToken"}
+EVERYWHERE_ONLY = {"VerifyAuditRecords", "ReconcileStore", "CreateToken", "ListTokens", "RevokeToken", "RotateToken"}
 LOOK = frozenset({"VIEW", "OPERATE", "AUTHOR", "APPROVE"})
 MAY = {  # written down a second time, in other words than the table's: a mistake there must be made twice
     **dict.fromkeys(("Decide", "BatchDecide"), frozenset({"DECIDE"})),
@@ -45,7 +45,7 @@ MAY = {  # written down a second time, in other words than the table's: a mistak
     "ApproveExperiment": {"APPROVE"},
     **{f"{verb}Experiment": {"OPERATE"} for verb in ("Start", "Advance", "Freeze", "Resume", "Rollback", "Conclude")},
     **dict.fromkeys(("RejectProposal", "AnnotateExperiment"), LOOK - {"VIEW"}),
-    **dict.fromkeys(("CreateToken", "ListTokens", "RevokeToken", "RotateToken"), frozenset()),
+    **dict.fromkeys(("CreateToken", "ListTokens", "RevokeToken", "RotateToken", "ReconcileStore"), frozenset()),
 }
 
 

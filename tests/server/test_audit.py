@@ -17,6 +17,7 @@ from structlog.testing import capture_logs
 from allocator.core.audit import GENESIS, AuditEntry, seal
 from allocator.core.experiment import Exposure
 from allocator.engine.engine import Engine
+from allocator.errors import Unavailable
 from allocator.server.checkpoints import Checkpoints
 from allocator.server.offline import Offline
 from allocator.stores.memory import MemoryStore
@@ -56,6 +57,16 @@ def verify(path: Path, heads: list[pb.AuditHead]) -> service_pb.VerifyAuditRecor
         return offline.call("VerifyAuditRecords", service_pb.VerifyAuditRecordsRequest(checkpoints=heads))
 
 
+def is_accepted(path: Path, heads: list[pb.AuditHead]) -> bool:
+    """Is the log said to be intact? One that does not begin at its beginning is not even opened."""
+    try:
+        return verify(path, heads).intact
+    except Unavailable as refused:
+        if refused.reason != "STORE_CORRUPT":
+            raise
+        return False
+
+
 def test_an_untouched_log_is_intact_and_holds_its_checkpoints(kept):
     path, heads = kept
     told = verify(path, heads)
@@ -80,8 +91,7 @@ def test_a_thousand_random_edits_are_all_found(kept, memory_disk):
         shutil.copyfile(path, copy)
         kind = rng.choice((edit, edit_time, remove, swap, cut, add, write_anew))
         forge(copy, kind, rng)
-        told = verify(copy, heads)
-        assert not told.intact, (number, kind.__name__)
+        assert not is_accepted(copy, heads), (number, kind.__name__)
         found[kind.__name__] += 1
     print(f"\n{sum(found.values())} of {EDITS} edits found:", dict(found))
 
