@@ -45,6 +45,7 @@ ACTOR = "planner"
 SAFER = ("experiment.freeze", "arm.drain")  # actions of a plan that must not be forgotten
 LOOK_AGAIN_SECONDS = 30.0  # an experiment with open buckets is looked at this often even when nothing is reported
 LEAST_PAUSE_SECONDS = 0.02  # between two passes, so that a burst of outcomes is planned once
+JUMP_SECONDS = 5.0  # by which the wall clock may run ahead of the monotonic one between two passes
 RETRY_SECONDS = 0.5  # after a pass that failed: a store that is gone is not asked at each wake-up
 PASS_EXPERIMENTS = 256  # planned in one pass, so that after a takeover of thousands a freeze does not wait for all of them
 
@@ -90,6 +91,7 @@ class Planner:
         self._mark = 0
         self._number: int | None = None  # of the term in which everything was looked at
         self._healthy = True
+        self._pace: float | None = None  # wall clock less monotonic clock, at the last look
         self._due = Due()
         self._asked: deque[str] = deque()  # by other threads too
         self._weighed: dict[str, float] = {}
@@ -201,6 +203,7 @@ class Planner:
         if self._number is None or number not in (self._number, self._number + 1):  # somebody else's term may have been between
             self._due.all(self._registry.uids(), -math.inf)
         self._number = number
+        self._keep_pace(now)
         while self._asked:
             asked.append(self._asked.popleft())
         for uid in asked:
@@ -219,9 +222,32 @@ class Planner:
             self.wake()
         return planned
 
+    def _keep_pace(self, now: float) -> None:
+        """A wall clock that jumped gives no stage time that nobody spent in it: where it ran ahead, beginnings of stages move along.
+
+        Behind, stages last longer, which is safe; evidence from before a stage would count in it if its beginning moved back.
+        """
+        pace = now - self._clock.monotonic()
+        jumped = pace - self._pace if self._pace is not None else 0.0
+        if abs(jumped) <= JUMP_SECONDS:
+            self._pace = pace
+            return
+        self._due.all(self._registry.uids(), -math.inf)  # what was due by the old clock
+        saves = []
+        for record in self._registry.all():
+            status = record.status
+            if jumped > 0 and status.state is State.RUNNING and status.stage + 1 < len(record.experiment.stages):
+                moved = replace(status, stage_since_seconds=status.stage_since_seconds + jumped)
+                entry = AuditEntry(now, ACTOR, "clock.jumped", record.name, f"the wall clock jumped by {jumped:+.0f} s")
+                saves.append(Save(replace(record, version=record.version + 1, status=moved), record.version, (entry,)))
+        log.warning("clock.jumped", seconds=round(jumped, 1), stages_prolonged=len(saves))
+        if not saves or not any(self._registry.write(saves, self._term.number)):
+            self._pace = pace  # else again in the next pass: what was moved already lasts longer still
+
     def _follow(self, now: float) -> list[Planned]:
         """Confirm what the planner elsewhere confirmed, and keep this server's leases filled."""
         self._number = None
+        self._pace = now - self._clock.monotonic()
         self._asked.clear()
         self._live.confirm(self._follower.confirmed)
         if self._registry.leased:

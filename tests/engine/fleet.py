@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -72,7 +73,7 @@ class Fleet:
             made = copy.deepcopy(self.store)
         finally:
             self.store._lock, self.store._clock = lock, clock
-        made._lock, made._clock = type(lock)(), clock
+        made._lock, made._clock = threading.Lock(), clock
         return made
 
     def start(self, name: str, clock: ManualClock | None = None, *, cut: bool = False) -> Engine:
