@@ -58,7 +58,7 @@ def approve(
     """Agree to what somebody proposed, or to entering the next ramp stage."""
     reply = _command("Approve", server, timeout, experiment=name, actor=actor, reason=reason, revision=revision)
     done = "" if reply.pending or not revision else ", and it is in force"
-    _tell(output, reply, lambda _: f"approved by {actor}{done}")
+    _tell(output, reply, lambda _: f"approved{done}")
 
 
 def reject(
