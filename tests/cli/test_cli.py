@@ -258,8 +258,8 @@ def test_an_experiment_is_led_through_its_life(run: Run, write: Write) -> None:
         "error: stage 1 waits for: 2 more approvals of stage 1 (10%)\n"
         "hint: `allocator describe NAME` shows how far it is\n"
     )
-    assert run("approve", name, "--actor", "ann").out == f"{experiment} approved by ann\n"
-    assert run("approve", name, "--actor", "bob", "--reason", "looks fine").out == f"{experiment} approved by bob\n"
+    assert run("approve", name, "--actor", "ann").out == f"{experiment} approved\n"
+    assert run("approve", name, "--actor", "bob", "--reason", "looks fine").out == f"{experiment} approved\n"
     assert (
         run("advance", name, "--stage", "1").out == f"{experiment} in stage 1 of 0 to 2, candidates get at most 10%\n"
     )
