@@ -106,7 +106,7 @@ class Table:
         return Change(entries, removed)
 
     def _confirm(self, at: float) -> None:
-        self.confirmed = max(self.confirmed, at)  # another stream's older news takes nothing back
+        self.confirmed = at  # also when it is earlier than before: a server that no longer trusts its table says so by its age
 
 
 class Follower:

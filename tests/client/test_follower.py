@@ -84,11 +84,13 @@ def test_a_message_counts_as_old_as_it_can_be(table, age, elapsed, arrived, conf
     assert table.confirmed == pytest.approx(confirmed)
 
 
-def test_older_news_of_another_stream_takes_nothing_back_and_renews_nothing(table):
+def test_the_latest_word_holds_so_a_server_that_distrusts_its_table_is_obeyed(table):
     table.hear(change(ENTRY), 100.0)
+    table.hear(beat(1e9, 1.0), 101.0)
+    assert table.confirmed < 0
     table.opened(110.0)
     table.hear(change(ENTRY, age=60.0), 110.0)
-    assert table.confirmed == 100.0
+    assert table.confirmed == 50.0
 
 
 def test_the_lease_is_the_shortest_of_all(table):

@@ -337,3 +337,13 @@ def test_another_server_brings_another_key_and_nothing_counted_is_lost(service, 
     record = service.engine.registry.get("ranker")
     units = sum(cell.count for cell in service.store.cells(record.uid) if cell.stream.startswith("_units"))
     assert units == 1  # the unit was met before the key changed
+
+
+def test_a_server_that_distrusts_its_table_makes_its_clients_serve_the_incumbent(service, make):
+    service.apply()
+    client = make()
+    new = next(unit for unit in map(str, range(100)) if client.decide("ranker", unit).arm == "new")
+    service.engine.planner.stop()
+    service.engine.live.distrust()
+    until(lambda: client.state is State.STALE)
+    assert (client.decide("ranker", new).arm, client.decide("ranker", new).reason) == ("old", Reason.STALE)
