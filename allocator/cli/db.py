@@ -1,6 +1,7 @@
 """`allocator db`: the store itself.
 
-In: a server, who, why. Out: what became of its store, on stdout. What a server cannot know goes to stderr.
+In: a server, who, why; or the file of a SQLite store. Out: what became of the store, on stdout. What a server cannot know goes to stderr.
+`check`, `backup` and `restore` need no server: they look at the file themselves.
 """
 
 from __future__ import annotations
@@ -10,11 +11,60 @@ from typing import Annotated
 import typer
 
 from allocator.cli.connection import DEFAULT_SERVER, Actor, Operator, OutputView, Server, Timeout, connected
-from allocator.cli.failures import hint
+from allocator.cli.failures import complain, hint
 from allocator.cli.operate import Why
 from allocator.cli.output import View, say, say_documents
 
+File = Annotated[
+    str, typer.Argument(metavar="FILE", help="The file of the store, with or without `sqlite:` before it.", show_default=False)
+]
+
 app = typer.Typer(help="Look after the store.", no_args_is_help=True)
+
+
+@app.command()
+def check(file: File) -> None:
+    """Is the file whole? Its structure, documents, sums and their check numbers, what was counted, the audit chain.
+
+    No server may have it meanwhile; check a backup of one that is in use. Nothing is changed. Exit code 1 when it is damaged.
+    """
+    from allocator.stores import sqlite_care
+
+    path = _path(file)
+    found = sqlite_care.check(path)
+    if not found:
+        say(f"{path} is whole")
+        return
+    for line in found:
+        complain(f"damaged: {line}")
+    hint("put a backup in its place with `allocator db restore BACKUP FILE --yes`")
+    raise typer.Exit(1)
+
+
+@app.command()
+def backup(
+    file: File, target: Annotated[str, typer.Argument(metavar="BACKUP", help="The file to write; it must not exist.", show_default=False)]
+) -> None:
+    """Copy everything as of one moment, also while a server writes. The copy holds the key of decision ids: keep it as secret."""
+    from allocator.stores import sqlite_care
+
+    size = sqlite_care.backup(_path(file), target)
+    say(f"{target} holds everything as of now ({size:,} bytes)")
+
+
+@app.command()
+def restore(
+    source: Annotated[str, typer.Argument(metavar="BACKUP", help="What `backup` wrote.", show_default=False)],
+    file: File,
+    yes: Annotated[bool, typer.Option("--yes", help="Replace the store that is there; it is kept aside.")] = False,
+) -> None:
+    """Put a backup in the place of the store. No server may have it; decisions and outcomes since the backup are gone."""
+    from allocator.stores import sqlite_care
+
+    path = _path(file)
+    kept = sqlite_care.restore(source, path, replace=yes)
+    say(f"{path} is now {source}" + (f"; what was there is kept as {kept}" if kept else ""))
+    hint("look at each experiment before traffic returns: what was decided since the backup, freezes too, is not in it")
 
 
 @app.command()
@@ -43,3 +93,7 @@ def reconcile(
     say(f"store reconciled: {len(reply.restored)} experiments written back, epoch {reply.epoch}")
     for note in reply.notes:
         hint(note)
+
+
+def _path(file: str) -> str:
+    return file.removeprefix("sqlite:")

@@ -43,6 +43,7 @@ HINTS_BY_REASON = {
     "STALE_ETAG": "get it again with `allocator get NAME -o yaml`, or overwrite it: take metadata.etag out of the file",
     "STAGE_NOT_READY": "`allocator describe NAME` shows how far it is",
     "ADDRESS_IN_USE": "stop the other process, or listen elsewhere with --listen or --metrics (port 0: any free one)",
+    "STORE_EXISTS": "say --yes to replace it",
     "STORE_LOCKED": "stop the other process, or name another file with --store sqlite:PATH",
     "CANNOT_REVISE": "undo these changes, or apply them under another metadata.name",
     "SELF_APPROVAL": "ask a colleague to approve it",

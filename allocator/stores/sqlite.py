@@ -32,7 +32,7 @@ from typing import TypeVar
 import msgspec
 
 from allocator.core.audit import AuditEntry, AuditRecord, first_broken
-from allocator.core.record import Cell, Record
+from allocator.core.record import REWARD, Cell, Record
 from allocator.errors import AllocatorError
 from allocator.ports import Clock, Counted, Entropy, ExposureRow, News, OutcomeRow, Save, SystemClock, SystemEntropy
 from allocator.stores import documents, rules
@@ -166,7 +166,7 @@ class SqliteStore(Writer):
             self._let_go()
 
     def check(self) -> list[str]:
-        """What is wrong with the file, a sentence each: its structure, documents, sums, and the chain of audit records. Reads it all."""
+        """What is wrong with the file, a sentence each: its structure, documents, sums, the chain of audit records. Reads it all."""
         with self._aside() as db:
             found = [str(line) for (line,) in db.execute("PRAGMA integrity_check") if line != "ok"]
             for name, uid, version, document in db.execute("SELECT name, uid, version, CAST(document AS BLOB) FROM records"):
@@ -177,6 +177,7 @@ class SqliteStore(Writer):
                 else:
                     if (record.name, record.uid, record.version) != (name, uid, version):
                         found.append(f"experiment {name!r} is written down as version {record.version} of {record.name!r}")
+                    found += _unequal(db, record)
             for table in ("cells", "settled"):
                 altered = {row[0] for row in db.execute(f"SELECT {words.COLUMNS} FROM {table}") if not words.fits(row)}
                 found += [f"a sum of experiment number {number} in table {table} was altered" for number in sorted(altered)]
@@ -291,3 +292,14 @@ class SqliteStore(Writer):
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
+
+
+def _unequal(db: sqlite3.Connection, record: Record) -> list[str]:
+    """Open buckets in which other than one reward was added for each decision that is down as rewarded."""
+    reward = record.experiment.reward.metric
+    if reward not in record.metrics:
+        return []
+    found = db.execute(words.REWARDS, {"uid": record.uid, "bit": record.metrics.index(reward), "stream": REWARD}).fetchall()
+    return [
+        f"experiment {record.name!r}: bucket {bucket} adds up {added} rewards, and {seen} were counted" for bucket, added, seen in found
+    ]

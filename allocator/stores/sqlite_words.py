@@ -95,7 +95,12 @@ def fits(row: tuple) -> bool:
 
 
 def altered() -> Unavailable:
-    return Unavailable("the store is damaged: a row does not fit its check number", reason="STORE_CORRUPT")
+    return damaged("the store is damaged: a row does not fit its check number")
+
+
+def damaged(message: str) -> Unavailable:
+    """What is told of a file that may not be used as it is."""
+    return Unavailable(message, reason="STORE_CORRUPT")
 
 
 def text(values: object) -> str:
@@ -172,3 +177,10 @@ READ_NEWS = """SELECT json_object(
 
 READ_AUDIT = """SELECT json_group_array(json_array(sequence, seconds, actor, action, experiment, reason, before, after, digest))
     FROM (SELECT * FROM audit WHERE {where} ORDER BY sequence LIMIT ?)"""
+
+REWARDS = """WITH number AS (SELECT number FROM experiments WHERE uid = :uid),
+    added AS (SELECT bucket, sum(count) AS n FROM cells WHERE experiment = (SELECT * FROM number) AND stream = :stream GROUP BY bucket),
+    counted AS (SELECT bucket, count(*) AS n FROM seen WHERE experiment = (SELECT * FROM number) AND metrics >> :bit & 1 GROUP BY bucket)
+    SELECT bucket, sum(added), sum(counted)
+    FROM (SELECT bucket, n AS added, 0 AS counted FROM added UNION ALL SELECT bucket, 0, n FROM counted)
+    GROUP BY bucket HAVING sum(added) <> sum(counted)"""

@@ -1,0 +1,168 @@
+"""Looking after the file: a check finds what was altered and changes nothing, a backup is of one moment, a restore loses nothing old."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import sqlite3
+import threading
+from pathlib import Path
+
+import pytest
+
+from allocator.core.lifecycle import State
+from allocator.core.outcome import Outcome
+from allocator.errors import AlreadyExists, NotFound, Unavailable
+from allocator.stores import sqlite_care
+from allocator.stores.sqlite import SqliteStore
+from tests.cli.conftest import said
+from tests.conftest import ManualClock, two_arms
+from tests.engine.conftest import Rehearsal
+from tests.faults import checker
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+
+
+@pytest.fixture
+def path(tmp_path) -> str:
+    """A store in which an experiment ran."""
+    found = tmp_path / "store.db"
+    rehearsal = Rehearsal(SqliteStore(found), ManualClock())
+    rehearsal.run(two_arms())
+    for _ in range(5):
+        rehearsal.serve(20, lambda arm: {"reward": 1.0, "error": 0.0})
+    rehearsal.engine.close()
+    return str(found)
+
+
+def altered(path: str, statement: str) -> None:
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        assert db.execute(statement).rowcount > 0
+        db.commit()
+
+
+def test_a_whole_file_is_said_to_be_whole_and_is_not_changed(path):
+    before = Path(path).read_bytes()
+    result = said("db", "check", f"sqlite:{path}")
+    assert (result.code, result.out) == (0, f"{path} is whole\n")
+    assert Path(path).read_bytes() == before
+    companions = {"store.db", "store.db.lock", "store.db.tail", "store.db.reserve", "store.db-wal", "store.db-shm"}
+    assert {file.name for file in Path(path).parent.iterdir()} <= companions, "the copy that was looked at is gone"
+
+
+@pytest.mark.parametrize(
+    ("statement", "word"),
+    [
+        ("UPDATE cells SET total = total + 1 WHERE stream = '_reward'", "a sum of experiment"),
+        ("DELETE FROM seen WHERE nonce = (SELECT min(nonce) FROM seen)", "adds up 100 rewards, and 99 were counted"),
+        ("INSERT INTO seen SELECT experiment, bucket, 77, metrics FROM seen LIMIT 1", "adds up 100 rewards, and 101 were counted"),
+        ("UPDATE seen SET metrics = 2 WHERE nonce = (SELECT min(nonce) FROM seen)", "adds up 100 rewards, and 99 were counted"),
+        ("UPDATE records SET document = replace(document, 'RUNNING', 'runnjng')", "its digest does not fit"),
+        ("UPDATE secret SET key = zeroblob(32)", "does not fit its check number"),
+        ("UPDATE life SET epoch = 'x'", "does not fit its check number"),
+    ],
+)
+def test_a_check_tells_what_was_altered_and_exits_with_1(path, statement, word):
+    altered(path, statement)
+    result = said("db", "check", path)
+    assert result.code == 1
+    assert result.err.startswith("damaged: ")
+    assert word in result.err
+    assert "hint: put a backup in its place" in result.err
+
+
+def test_a_file_that_a_server_has_is_not_checked_and_not_replaced_and_is_backed_up_while_it_writes(path, tmp_path):
+    copy = str(tmp_path / "copy.db")
+    with contextlib.closing(SqliteStore(path)) as store:
+        rehearsal = Rehearsal(store, ManualClock())
+        stop = threading.Event()
+
+        def write() -> None:
+            while not stop.is_set():
+                rehearsal.report([Outcome(rehearsal.decide().id, 1.0, {"error": 0.0}) for _ in range(10)])
+
+        writer = threading.Thread(target=write)
+        writer.start()
+        try:
+            assert said("db", "check", path).code == 7
+            assert said("db", "restore", path, path, "--yes").code == 7
+            assert said("db", "backup", path, copy).code == 0
+        finally:
+            stop.set()
+            writer.join()
+    assert sqlite_care.check(copy) == []
+    assert sqlite_care.check(path) == []
+    with pytest.raises(AlreadyExists):
+        sqlite_care.backup(path, copy)
+    assert Path(copy).stat().st_mode & 0o777 == 0o600
+
+
+def test_a_restore_keeps_what_was_there_and_asks_first(path, tmp_path):
+    copy = str(tmp_path / "copy.db")
+    sqlite_care.backup(path, copy)
+    with contextlib.closing(SqliteStore(path)) as store:
+        Rehearsal(store, ManualClock()).engine.commands.freeze("ranker", actor="ann", reason="after the backup")
+    refused = said("db", "restore", copy, path)
+    assert refused.code == 5
+    assert "hint: say --yes to replace it" in refused.err
+    assert checker.of_sqlite(Path(path)).states == {"default/ranker": "FROZEN"}
+    done = said("db", "restore", copy, path, "--yes")
+    assert done.code == 0, done.err
+    assert checker.of_sqlite(Path(path)).states == {"default/ranker": "RUNNING"}
+    (kept,) = tmp_path.glob("store.db.*.replaced")
+    assert checker.of_sqlite(kept).states == {"default/ranker": "FROZEN"}
+    assert sqlite_care.check(path) == []
+
+
+def test_a_damaged_backup_replaces_nothing(path, tmp_path):
+    copy = str(tmp_path / "copy.db")
+    sqlite_care.backup(path, copy)
+    altered(copy, "UPDATE cells SET count = count + 1")
+    before = Path(path).read_bytes()
+    with pytest.raises(Unavailable, match="is not whole, and nothing was replaced"):
+        sqlite_care.restore(copy, path, replace=True)
+    assert Path(path).read_bytes() == before
+
+
+def test_a_damaged_store_is_replaced_by_its_backup_and_a_missing_one_is_made(path, tmp_path):
+    copy = str(tmp_path / "copy.db")
+    sqlite_care.backup(path, copy)
+    Path(path).write_bytes(b"nothing of a database" * 1000)
+    assert said("db", "check", path).code == 1
+    assert sqlite_care.restore(copy, path, replace=True)
+    assert sqlite_care.check(path) == []
+    assert sqlite_care.restore(copy, str(tmp_path / "new" / "store.db")) == ""
+    assert sqlite_care.check(str(tmp_path / "new" / "store.db")) == []
+
+
+def test_a_file_that_is_not_there_is_told(tmp_path):
+    assert said("db", "check", str(tmp_path / "none.db")).code == 3
+    with pytest.raises(NotFound):
+        sqlite_care.backup(str(tmp_path / "none.db"), str(tmp_path / "copy.db"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_of_the_first_version_is_checked_as_it_is_and_brought_up_with_a_backup_first(tmp_path):
+    """`tests/golden/store-0001.db` was written by the code of schema 1."""
+    path = tmp_path / "store.db"
+    shutil.copy(GOLDEN / "store-0001.db", path)
+    told = json.loads((GOLDEN / "store-0001.json").read_text())
+    assert sqlite_care.check(str(path)) == []
+    assert path.read_bytes() == (GOLDEN / "store-0001.db").read_bytes()
+    before = checker.of_sqlite(path)
+    with contextlib.closing(SqliteStore(path)) as store:
+        rehearsal = Rehearsal(store, ManualClock(told["seconds"]))
+        assert rehearsal.record("ranker").status.state is State.FROZEN
+        assert rehearsal.record("other").status.state is State.RUNNING
+        results = rehearsal.report([Outcome(id_, 1.0, {"error": 0.0}) for id_ in told["reported"]])
+        assert {result.status.value for result in results} == {"DUPLICATE"}
+        assert rehearsal.decide().arm == "old"
+        assert store.check() == []
+    after = checker.of_sqlite(path)
+    assert (after.cells, after.seen, after.states) == (before.cells, before.seen, before.states)
+    assert after.audit[: len(before.audit)] == before.audit
+    backup = tmp_path / "store.db.0001.backup"
+    with contextlib.closing(sqlite3.connect(backup)) as db:
+        assert db.execute("PRAGMA user_version").fetchone() == (1,)
+        assert db.execute("SELECT count(*) FROM seen").fetchone() == (100,)
