@@ -24,6 +24,8 @@ class Follower:
         self._keeper = keeper
         self._clock = clock
         self._mark = 0
+        self._compared = False
+        self._expected: set[str] = set()  # names that the next news must tell of
         self._beat = 0
         self._looked = -math.inf
         self.asked = -math.inf  # monotonic seconds of this look
@@ -32,12 +34,15 @@ class Follower:
     def look(self) -> list[Record]:
         """Publish what others changed since the last look. Returns it. Raises Unavailable."""
         asked = self._clock.monotonic()
+        self._expected |= self._registry.take_written()
         news = self._store.news(self._mark)
-        everything = self._keeper.check(news, self._mark)
-        found = self._registry.read(None if everything or self._mark == 0 else news.names)
+        went_back = news.mark < self._mark or news.beat < self._beat or not self._expected <= set(news.names)
+        everything = self._keeper.check(news) or went_back or not self._compared
+        found = self._registry.read(None if everything else news.names)
         if found.older:
             self._keeper.older(found.older)
-        self._mark = max(news.mark, 1)
+        self._mark, self._compared = news.mark, True
+        self._expected.clear()
         if news.beat > self._beat:
             self.confirmed = self._looked
         self._beat, self._looked, self.asked = news.beat, asked, asked
@@ -45,4 +50,4 @@ class Follower:
 
     def start_over(self) -> None:
         """Compare everything at the next look."""
-        self._mark = 0
+        self._compared = False

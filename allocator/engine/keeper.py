@@ -19,6 +19,7 @@ returns; the rest (weights, evidence, grants) together, once a second.
 from __future__ import annotations
 
 import json
+import math
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -36,6 +37,7 @@ from allocator.ports import Clock, Granted, Keepsake, News, Pending, Save, Settl
 
 ACTOR = "server"
 FLUSH_SECONDS = 1.0
+LOOK_SECONDS = 1.0  # between two looks whether others found the store lost; the news of an older store may not tell
 TRIES = 5
 LIVES, LOSSES = "epoch", "loss"  # kinds of items
 
@@ -67,7 +69,7 @@ class Keeper:
         self._granted: dict[str, dict[tuple[int, str], int]] = {}
         self._dirty_grants: set[str] = set()
         self._release: set[str] = set()
-        self._flush_at = 0.0
+        self._flush_at = self._ask_at = -math.inf
         self._asserted: dict[str, int] = {}
         self._earlier: tuple[str, ...] = ()
         self._remembers = False  # more than the store may hold: its disk did, or it noticed the loss itself
@@ -96,8 +98,8 @@ class Keeper:
 
     # Is the store the one that was known?
 
-    def check(self, news: News, mark: int) -> bool:
-        """Judge the store by its news since `mark`. True: all that is known must be compared with it. Raises Unavailable."""
+    def check(self, news: News) -> bool:
+        """Judge the store by its news. True: all that is known must be compared with it. Raises Unavailable."""
         continued = False
         if not self.epoch:
             secret = self._store.secret()
@@ -106,12 +108,14 @@ class Keeper:
             continued = self._continued(news)
             if not continued:
                 self.lose("its data are of another life than those that this server knew" if news.epoch else "its data are gone")
-        if LOSSES in news.items or mark == 0:
+        at = self._clock.monotonic()
+        if not self.lost and (LOSSES in news.items or at >= self._ask_at):
+            self._ask_at = at + LOOK_SECONDS
             told = self._store.items(LOSSES).get(news.epoch or "none")
-            if told is not None and not self.lost:
+            if told is not None:
                 self.lost = json.loads(told)["why"]
                 log.error("store.lost", error=self.lost, noticed_by=json.loads(told)["server"])
-        return continued or news.mark < mark
+        return continued
 
     def lose(self, why: str) -> None:
         """The store has lost what this server knows: read-only until somebody reconciles."""

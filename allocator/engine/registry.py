@@ -61,6 +61,7 @@ class Registry:
         self._contracts: dict[bytes, Contract] = {}
         self._weights: dict[bytes, OrderedDict[int, Weights]] = {}
         self._stored: dict[str, Record] = {}  # of what is held: as the store has it
+        self._written: set[str] = set()  # since `take_written`
         self.held: dict[str, Pending] = {}
         self.leased: set[str] = set()  # uids of those that run and whose candidates need leases
         self.divergences = 0
@@ -113,12 +114,13 @@ class Registry:
     def write(self, saves: Sequence[Save], term: int | None = None) -> list[AllocatorError | None]:
         """Save, remember and publish. As `Store.save`, and raises what it raises."""
         with self._lock:
-            saves = [replace(save, record=replace(save.record, digest=entry_of(save.record).digest())) for save in saves]
+            saves = [self._sealed(save) for save in saves]
             answers: list[AllocatorError | None] = [self._undoes(save) for save in saves]
             allowed = [index for index, answer in enumerate(answers) if answer is None]
             for index, answer in zip(allowed, self._store.save([saves[index] for index in allowed], term), strict=True):
                 answers[index] = answer
             done = [save.record for save, error in zip(saves, answers, strict=True) if error is None]
+            self._written.update(record.name for record in done)
             released = [record.name for record in done if self.held.pop(record.name, None) is not None]
             for name in released:
                 del self._stored[name]
@@ -137,6 +139,12 @@ class Registry:
             self._read(names, found)
         self._tell(found.changed)
         return found
+
+    def take_written(self) -> set[str]:
+        """Names written here since the last call: news asked for from now on must tell of them."""
+        with self._lock:
+            written, self._written = self._written, set()
+            return written
 
     def restore(self, records: Iterable[Record], pending: Iterable[Pending] = ()) -> None:
         """Take over what this server's own disk remembers: served as soon as a planner confirms it."""
@@ -168,6 +176,13 @@ class Registry:
     def _tell(self, records: Sequence[Record]) -> None:
         if records and self.changed is not None:
             self.changed(records)
+
+    def _sealed(self, save: Save) -> Save:
+        """With the digest of its entry; and what is written of a held experiment goes above what is served of it."""
+        record, served = save.record, self._live.snapshot.entries.get(save.record.name)
+        if record.name in self.held and served is not None:
+            record = replace(record, version=max(record.version, served.version + 1))
+        return replace(save, record=replace(record, digest=entry_of(record).digest()))
 
     def _undoes(self, save: Save) -> Conflict | None:
         """Would the save undo a freeze that the store has not got yet, without its maker having seen it?"""
