@@ -268,15 +268,15 @@ async def test_a_token_has_its_rate(guarded):
 
 def test_a_rate_fills_up_again_and_says_when():
     token, _ = _token(decide_rate=2.0)
-    caller = access.Caller(token, lambda uid: "", 0.0)
+    buckets = access.Caller(token, lambda uid: "", 0.0).buckets
     for at in (0.0, 0.0):
-        caller.spend("decide_rate", at)
+        buckets["decide_rate"].spend(at)
     with pytest.raises(Overloaded) as caught:
-        caller.spend("decide_rate", 0.25)
+        buckets["decide_rate"].spend(0.25)
     assert caught.value.retry_after_seconds == pytest.approx(0.25)
-    caller.spend("decide_rate", 0.5)
+    buckets["decide_rate"].spend(0.5)
     for _ in range(2000):
-        caller.spend("report_rate", 100.0)
+        buckets["report_rate"].spend(100.0)
 
 
 def _token(**more: float):
