@@ -127,8 +127,10 @@ def reached(server: str, timeout: float, store: str) -> Any:
     """The server, or with a store's address the store itself. Use it as a context manager."""
     if not store:
         return Operator(server, timeout)
+    from allocator.server import logs
     from allocator.server.offline import Offline
 
+    logs.for_commands()
     return Offline(store)
 
 

@@ -33,6 +33,11 @@ def set_up(log_format: str) -> None:
     logging.basicConfig(handlers=[_Events()], level=logging.INFO, force=True)
 
 
+def for_commands() -> None:
+    """Keep events out of a command's stdout, which is data: a token, a log that is taken along."""
+    structlog.configure(logger_factory=lambda *_: structlog.PrintLogger(sys.stderr))
+
+
 class _Events(logging.Handler):
     """Makes an event of each record of the standard library's logging."""
 
