@@ -38,7 +38,7 @@ def test_from_a_draft_to_a_conclusion_with_every_step_agreed_to(run: Run, approv
     assert refused.code == 6
     assert refused.err == "error: ann proposed this, and somebody else must agree\nhint: ask a colleague to approve it\n"
     agreed = run("approve", name, "--revision", digest(told), "--actor", "bob")
-    assert agreed.out == f"experiment default/{name} approved by bob, and it is in force\n"
+    assert agreed.out == f"experiment default/{name} approved, and it is in force\n"
     assert run("get", name, "-o", "json").out.count('"RUNNING"') == 1
 
     riskier = tmp_path / "riskier.yaml"

@@ -35,7 +35,8 @@ SLOW_SECONDS = 600
 WORDS = [
     *"{}[]:-,#&*!|>'\"%@`\n\t ", "? ", "- ", ": ", "...", "---", "<<", "~", "null", "1e999", "0x7f", ".nan",
     ".inf", "-0", "1:30", "2026-11-23",
-    "!!python/object:os.system", "&a [*a]", "\x00", "\ufeff", "\ud7ff", "9" * 400, "99999999999999999999d", "1s", "NaN", "apiVersion", "kind",
+    "!!python/object:os.system", "&a [*a]", "\x00", "\ufeff", "\ud7ff", "9" * 400, "99999999999999999999d", "1s", "NaN", "apiVersion",
+    "kind",
     "metadata", "name", "spec", "arms", "incumbent", "true", "reward", "metric", "guardrails", "max", "ramp", "cap", "exposure",
 ]  # fmt: skip
 EXAMPLES = sorted(path.read_text() for path in files("allocator").joinpath("assets/examples").iterdir() if path.name.endswith(".yaml"))
