@@ -19,7 +19,7 @@ from allocator.core.record import Cell
 from allocator.errors import AlreadyExists, Conflict, Overloaded, Unavailable
 from allocator.ports import Contribution, Counted, OutcomeRow, Save, Settle
 from allocator.stores.redis import RedisStore, saving
-from allocator.stores.redis.link import Call, Link
+from allocator.stores.redis.link import Breaker, Call, Link
 from tests.faults.proxy import Proxy
 from tests.redis_servers import Node, until
 from tests.stores.conftest import OTHER, UID, entry, exposure, new_url, nonce, outcome, record, sums
@@ -123,9 +123,9 @@ def test_exposures_of_a_store_that_closes_are_sent_before(open_, url, proxy):
 def test_a_server_that_failed_is_left_alone_but_for_a_probe_at_a_time(open_, url, proxy, monkeypatch):
     store = open_(through(proxy, url, timeout_ms=100).replace("timeout_ms=5000&", "").replace("&timeout_ms=5000", ""))
     store.add([outcome(0)])
-    asked: list[object] = []
-    exchange = Link._exchange
-    monkeypatch.setattr(Link, "_exchange", lambda *arguments: asked.append(arguments) or exchange(*arguments))
+    failed: list[object] = []
+    fail = Breaker.fail
+    monkeypatch.setattr(Breaker, "fail", lambda breaker: failed.append(breaker) or fail(breaker))
     proxy.black_hole()
 
     def attempt(number: int) -> str:
@@ -135,7 +135,7 @@ def test_a_server_that_failed_is_left_alone_but_for_a_probe_at_a_time(open_, url
 
     with ThreadPoolExecutor(8) as pool:
         assert set(pool.map(attempt, range(1000))) == {"STORE_UNREACHABLE"}
-    assert len(asked) < 40  # 8 that were under way when it began, and probes
+    assert len(failed) < 40  # went out: 8 that were under way when it began, and probes
     proxy.heal()
     until(lambda: _is(store.add, [outcome(1)], [ACCEPTED]), "the store answers again")
 
@@ -432,6 +432,14 @@ def test_outcomes_of_a_server_that_died_before_telling_are_told_when_they_come_a
     assert other.changed(mark) == (mark, [])
     assert other.add([outcome(1)]) == [DUPLICATE]
     assert other.changed(mark)[1] == [UID]
+
+
+def test_what_was_told_is_not_told_again_by_another_server(two):
+    store, other = two
+    store.add([outcome(1)])
+    mark, _ = store.changed(0)
+    assert other.add([outcome(1)]) == [DUPLICATE]
+    assert other.changed(mark) == (mark, [])
 
 
 def test_eight_servers_lose_no_audit_entry_and_keep_the_order_of_each_experiment(open_, url):

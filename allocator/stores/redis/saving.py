@@ -248,7 +248,7 @@ class Saving:
 
     def _extend(self, token: str, chains: _Chains, told: Sequence[tuple[str, str]]) -> bool:
         """One step: extend the chain, tell, take back. Returns whether the chain was where it was supposed to be."""
-        ends = [(uid, str(before), str(after)) for uid, (before, after) in chains.ends.items() if before != after]
+        ends = [(uid, str(after)) for uid, (before, after) in chains.ends.items() if before != after]
         words = (ends, chains.records(), [name for name, _ in told], [uid for _, uid in told])
         keys = self._keys.commons("store", "audit", "experiments", "chained", "saved", "intents", "uids")
         arguments = (self._life.epoch, token, chains.head[0], self._keys.common("news"), self._writer, pack(words))

@@ -1,10 +1,10 @@
 -- After saves: chain their audit records, tell what was saved, and take back the announcement.
 --
 -- KEYS: store, audit, audit by experiment, chained, saved, intents, known uids. ARGV: epoch; token to take back, '' for none; audit
--- sequence supposed to be the last; channel; who tells; packed {chains, records, names, uids}: for each chain {uid, last entry chained as
--- supposed, last entry now}; for each record {sequence, experiment, document, digest}.
+-- sequence supposed to be the last; channel; who tells; packed {ends, records, names, uids}: for each end {uid, its last entry chained}; for each
+-- record {sequence, experiment, document, digest}.
 --
--- Answers {'OK'}, {'MOVED ON'} when the chain or a last entry is another than supposed (then nothing was done), {'EPOCH', found}.
+-- Answers {'OK'}, {'MOVED ON'} when the chain ends elsewhere than supposed (then nothing was done), {'EPOCH', found}.
 -- Again: MOVED ON, or for a call without records only another mark.
 
 local found = redis.call('HMGET', KEYS[1], 'epoch', 'sequence')
@@ -12,17 +12,12 @@ if found[1] ~= ARGV[1] then
   return {'EPOCH', found[1] or ''}
 end
 local told = cmsgpack.unpack(ARGV[6])
-local chains, records, names, uids = told[1], told[2], told[3], told[4]
+local ends, records, names, uids = told[1], told[2], told[3], told[4]
 if #records > 0 and (found[2] or '0') ~= ARGV[3] then
   return {'MOVED ON'}
 end
-for _, chain in ipairs(chains) do
-  if (redis.call('HGET', KEYS[4], chain[1]) or '0') ~= chain[2] then
-    return {'MOVED ON'}
-  end
-end
-for _, chain in ipairs(chains) do
-  redis.call('HSET', KEYS[4], chain[1], chain[3])
+for _, last in ipairs(ends) do
+  redis.call('HSET', KEYS[4], last[1], last[2]) -- it changes with the chain only, so that it is what it was supposed to be
 end
 write_audit(KEYS[1], KEYS[2], KEYS[3], records)
 if #names > 0 then
