@@ -30,6 +30,7 @@ from allocator.errors import Unavailable
 SECONDS = 20.0  # for anything here to come about
 MASTER = "allocator"  # the name under which Sentinels know the replicated server
 SLOTS = 16_384
+KEEPS_ALL = {"save": "", "appendonly": "yes", "appendfsync": "always"}  # with everysec, a kill loses what waits for a sync under way
 
 _pause = threading.Event()  # never set: a wait that ends
 
@@ -68,7 +69,7 @@ def free_port() -> int:
 
 
 class Node:
-    """One server process. options: as on its command line, by name. It keeps its port over restarts."""
+    """One server process. options: as on its command line, by name; what they do not say is KEEPS_ALL. It keeps its port over restarts."""
 
     def __init__(self, directory: Path, **options: object) -> None:
         self.directory = directory
@@ -157,7 +158,7 @@ class Node:
 
     def _spawn(self, port: int) -> subprocess.Popen[bytes]:
         self.directory.mkdir(parents=True, exist_ok=True)
-        options = {"bind": "127.0.0.1", "port": port, "dir": self.directory, "save": "", "appendonly": "yes", **self.options}
+        options = {"bind": "127.0.0.1", "port": port, "dir": self.directory, **KEEPS_ALL, **self.options}
         if options.get("cluster-enabled") == "yes":
             options.setdefault("cluster-port", free_port())
         words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
@@ -169,14 +170,18 @@ class Node:
         with redis.Redis(port=port, socket_timeout=1, retry=Retry(NoBackoff(), 0), protocol=2) as client:
             while time.monotonic() < deadline:
                 try:
-                    # A stranger on this port is another process.
-                    return int(client.info("server")["process_id"]) == self.process.pid
+                    info = client.info()
+                    if int(info["process_id"]) != self.process.pid:
+                        return False  # a stranger has the port
+                    if not int(info.get("loading", 0)):
+                        return True
                 except redis.AuthenticationError:
                     return self.process.poll() is None
                 except redis.RedisError:
-                    if self.process.poll() is not None:
-                        return False
-                    _pause.wait(0.01)
+                    pass
+                if self.process.poll() is not None:
+                    return False
+                _pause.wait(0.01)
         return False
 
     def _end(self, with_signal: int) -> None:
