@@ -21,6 +21,7 @@ from allocator.cli import (
     assets,
     audit,
     bench,
+    certify,
     db,
     doctor,
     edge,
@@ -156,7 +157,7 @@ for _panel, _commands in {
         operate.reject,
         revisions.note,
     ),
-    "Rehearse": (simulate.simulate,),
+    "Rehearse": (simulate.simulate, certify.certify),
     "Other": (bench.bench, doctor.doctor, version),
 }.items():
     for _command in _commands:

@@ -68,7 +68,9 @@ SERVE_FLAGS = (
 )
 DEMO_FLAGS = ("seed", "seconds", "only")
 BENCH_FLAGS = ("rate", "duration", "connections")
-FLAGS = frozenset((*CALL_FLAGS, *SERVE_FLAGS, *DEMO_FLAGS, *BENCH_FLAGS))  # fields that the user wrote as a flag of the same name
+CERTIFY_FLAGS = ("incumbent-rate", "traffic", "metric-rates", "guardrail", "improvement", "for", "delay", "workers")
+# fields that the user wrote as a flag of the same name
+FLAGS = frozenset((*CALL_FLAGS, *SERVE_FLAGS, *DEMO_FLAGS, *BENCH_FLAGS, *CERTIFY_FLAGS))
 
 
 def tell(error: AllocatorError) -> int:

@@ -71,5 +71,6 @@ def baseline(seed: Seed, scenario: Scenario, policy: str) -> Replication:
         missing=0,
         duplicates=0,
         state="",
+        waiting=(),
         series=Series(at, share, pulls, none, runs.regret[0], np.zeros(marks.size)),
     )

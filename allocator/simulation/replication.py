@@ -35,7 +35,7 @@ class Replication:
     (arms,), at the end. churn: sum over all plans of the share of slots that changed hands. covered: (arms,), 1 where the always-valid 95 %
     interval of the arm's mean reward held it at every point of the series, NaN in a world that changes; width: (arms,) of that interval at
     the end. least_propensity: smallest share above 0 that any arm was served with. accepted, late, missing, duplicates: outcomes. state:
-    at the end.
+    at the end. waiting: what the next stage still waits for at the end.
     """
 
     policy: str
@@ -58,4 +58,5 @@ class Replication:
     missing: int
     duplicates: int
     state: str
+    waiting: tuple[str, ...]
     series: Series

@@ -294,6 +294,7 @@ class _Log:
             missing=reported.missing,
             duplicates=reported.duplicates,
             state=of.record.status.state.value,
+            waiting=of.made.waiting_for,
             series=Series(*(np.array(column, np.float64) for column in zip(*self._rows, strict=True))),
         )
 

@@ -115,3 +115,49 @@ def test_a_file_that_is_not_there_is_said_to_be():
     answer = said("simulate", "nowhere.yaml")
     assert answer.code == 2
     assert "nowhere.yaml: cannot be read" in answer.err
+
+
+CERTIFY = ("--incumbent-rate", "0.2", "--traffic", "1200/m", "--for", "1m", "--replications", "1", "--metric-rates", "error=0.02")
+
+
+def test_a_certificate_is_told_as_text(scenario, tmp_path):
+    scenario(GOOD)
+    answer = said("certify", str(tmp_path / "small.yaml"), *CERTIFY)
+    assert answer.code == 0, answer.err
+    assert "Certificate of default/small" in answer.out
+    assert "20 requests a second, incumbent's reward 0.2, 1 replication" in answer.out
+    assert "+20%" in answer.out
+
+
+def test_a_certificate_is_told_as_json(scenario, tmp_path):
+    scenario(GOOD)
+    answer = said("certify", str(tmp_path / "small.yaml"), *CERTIFY, "-o", "json")
+    found = json.loads(answer.out)
+    assert [harm["points"] for harm in found["harms"]] == [0.01, 0.02, 0.05, 0.2]
+    assert found["rates"] == {"click": 0.2, "error": 0.02}
+    assert found["false_stop"]["runs"] == 1
+
+
+def test_a_certificate_is_one_page_that_needs_nothing_else(scenario, tmp_path):
+    scenario(GOOD)
+    answer = said("certify", str(tmp_path / "small.yaml"), *CERTIFY, "-o", "html")
+    assert answer.out.startswith("<!doctype html>")
+    assert answer.out.count("data:image/png;base64,") >= 3
+    assert "<script src" not in answer.out
+    assert "http" not in answer.out.replace("http-equiv", "")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--incumbent-rate", "2", "--traffic", "5/s"), "--incumbent-rate: got 2.0; a mean reward between 0 and 1 is allowed"),
+        (("--incumbent-rate", "0.2", "--traffic", "many"), "--traffic: got 'many'; a rate like 50/s"),
+        (("--incumbent-rate", "0.2", "--traffic", "5/s", "--metric-rates", "error"), "--metric-rates: got 'error'; NAME=NUMBER"),
+        (("--incumbent-rate", "0.2", "--traffic", "5/s", "--for", "soon"), "--for: got 'soon'; a duration like"),
+    ],
+)
+def test_a_flag_that_makes_no_sense_is_named(arguments, message, scenario, tmp_path):
+    scenario(GOOD)
+    answer = said("certify", str(tmp_path / "small.yaml"), *arguments)
+    assert answer.code == 2
+    assert message in answer.err
