@@ -35,7 +35,7 @@ from allocator.engine.planner import Planner
 from allocator.engine.registry import Registry
 from allocator.engine.revision import check_revision
 from allocator.errors import AlreadyExists, Conflict, InvalidArgument, NotFound, Overloaded, Refused, Unavailable
-from allocator.ports import Clock, Entropy, Pending, Save
+from allocator.ports import Clock, Entropy, Save
 
 MAX_REASON = 1000
 MAX_ACTOR = 128
@@ -157,13 +157,7 @@ class Commands:
                 why = f"the store could not take it: {error.reason}"
         else:
             why = "the store is lost"
-        before = self._registry.get(name)
-        told = f"{reason} (kept on this server's disk until the store has it; {why})"
-        status = step(before.status, Event.FROZEN, reason=told, now=self._clock.now())
-        entry = AuditEntry(
-            self._clock.now(), actor, "experiment.freeze", before.name, told, _status_text(before.status), _status_text(status)
-        )
-        record = self._keeper.hold(Pending(dataclasses.replace(before, status=status), entry))
+        record = self._keeper.freeze(self._registry.get(name), actor, reason, why)
         self._planner.replan(record.uid)
         return record
 

@@ -73,6 +73,7 @@ class Keeper:
         self._asserted: dict[str, int] = {}
         self._earlier: tuple[str, ...] = ()
         self._remembers = False  # more than the store may hold: its disk did, or it noticed the loss itself
+        self._seen = ""  # the epoch that the store had at the last look
         self.epoch = ""
         self.secret = b""
         self.lost = ""  # why the store counts as lost, a sentence
@@ -111,10 +112,12 @@ class Keeper:
         at = self._clock.monotonic()
         if not self.lost and (LOSSES in news.items or at >= self._ask_at):
             self._ask_at = at + LOOK_SECONDS
-            told = self._store.items(LOSSES).get(news.epoch or "none")
-            if told is not None:
-                self.lost = json.loads(told)["why"]
-                log.error("store.lost", error=self.lost, noticed_by=json.loads(told)["server"])
+            text = self._store.items(LOSSES).get(news.epoch or "none")
+            told = None if text is None else json.loads(text)
+            if told is not None and told["knew"] not in self._earlier_than(news.epoch):
+                self.lost = told["why"]
+                log.error("store.lost", error=self.lost, noticed_by=told["server"])
+        self._seen = news.epoch
         return continued
 
     def lose(self, why: str) -> None:
@@ -183,6 +186,13 @@ class Keeper:
                 return
             self._latches.update((name, _latch(record.status)) for name, record in dirty.items())
 
+    def freeze(self, before: Record, actor: str, reason: str, why: str) -> Record:
+        """Freeze an experiment without the store, as a person asked. why: not with it. As `hold`; raises Refused in a state without that."""
+        told = f"{reason} (kept on this server's disk until the store has it; {why})"
+        status = step(before.status, Event.FROZEN, reason=told, now=self._clock.now())
+        entry = AuditEntry(self._clock.now(), actor, "experiment.freeze", before.name, told)
+        return self.hold(Pending(replace(before, status=status), entry))
+
     def hold(self, pending: Pending) -> Record:
         """In force here from now on, and remembered; stored when the store takes it. Returns the record as it now is here.
 
@@ -236,9 +246,9 @@ class Keeper:
 
     def _reassert(self) -> None:
         if self._remembers:
-            key = self._store.news(0).epoch or "none"
+            key = self._seen or "none"
             if key not in self._store.items(LOSSES):
-                told = json.dumps({"why": self.lost, "server": self._holder, "seconds": self._clock.now()})
+                told = json.dumps({"why": self.lost, "server": self._holder, "knew": self.epoch, "seconds": self._clock.now()})
                 try:
                     self._store.put(LOSSES, key, told)
                 except Conflict:
@@ -298,14 +308,19 @@ class Keeper:
 
     def _continued(self, news: News) -> bool:
         """Does the new life continue the one that this server knew? Then it is accepted, and what only this server knew is written back."""
-        told = self._store.items(LIVES).get(news.epoch) if news.epoch else None
-        if told is None or self.epoch not in json.loads(told)["earlier"]:
+        earlier = self._earlier_than(news.epoch)
+        if self.epoch not in earlier:
             return False
-        log.warning("store.reconciled", epoch=news.epoch, actor=json.loads(told)["actor"])
+        log.warning("store.reconciled", epoch=news.epoch)
         self._put_back(ACTOR, "experiment.restore", "this server knew more than the one that reconciled", accept=True)
-        self._belong(news.epoch, json.loads(told)["earlier"], self._store.secret())
+        self._belong(news.epoch, earlier, self._store.secret())
         self._found_again()
         return True
+
+    def _earlier_than(self, epoch: str) -> tuple[str, ...]:
+        """The lives that this one continues. Who noticed a loss in one of those, and told of it too late, is not believed."""
+        told = self._store.items(LIVES).get(epoch) if epoch else None
+        return () if told is None else tuple(json.loads(told)["earlier"])
 
     def _put_back(self, actor: str, action: str, reason: str, *, accept: bool = False) -> list[str]:
         """Write back every record of which the store knows less, what runs FROZEN; and what was granted. The names of those written.

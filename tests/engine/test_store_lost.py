@@ -157,6 +157,30 @@ def test_a_server_that_knows_nothing_more_hears_of_the_loss_and_does_not_reconci
     assert fleet.engines["new"].ingest.key == fleet.engines["a"].ingest.key
 
 
+@pytest.mark.parametrize("late", ["after the new life began", "before it said what it continues"])
+def test_who_tells_of_a_loss_too_late_is_not_believed(tmp_path, late):
+    fleet = running(tmp_path)
+    empty(fleet)
+    fleet.tick("a", seconds=1)
+
+    def reconciled() -> None:
+        fleet.engines["a"].commands.reconcile(actor="ann", reason="the disk was replaced")
+
+    if late == "after the new life began":
+        fleet.lines["b"].before["put"] = reconciled
+        fleet.store._items["loss"].clear()
+        fleet.tick("b")
+    else:
+        fleet.lines["a"].before["put"] = lambda: fleet.tick("b")
+        reconciled()
+    assert fleet.store._items["loss"]
+    for _ in range(3):
+        fleet.tick(seconds=1)
+    assert not fleet.engines["a"].keeper.lost
+    assert not fleet.engines["b"].keeper.lost
+    assert fleet.table("a") == fleet.table("b")
+
+
 def test_a_loss_that_the_news_do_not_tell_of_is_heard_of_within_a_second(lost):
     lost.tick("a")
     lost.store._news_mark += 1000  # it went on, and passed where the other server had been
