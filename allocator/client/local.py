@@ -7,7 +7,9 @@ served until the lease of the table ends, then everyone gets the incumbent with 
 before.
 
 One decider serves all threads, behind a lock. Dropped: a decider for each thread; a unit that two threads serve would count twice in
-guardrails, each thread would need leases and strict caps of its own, and the lock costs 0.2 us of a decision.
+guardrails, each thread would need leases and strict caps of its own, and the lock costs 0.2 us of a decision. Threads do not stand in
+line for it: with a blocking `acquire` the lock passed to a thread that had yet to get the interpreter, so that once two had met every
+decision waited for a switch of threads (99.9 % of them came within 8 ms; now within 0.1 ms).
 
 Strict caps. A client's gate begins without credit, so among its first n requests a candidate has at most cap x n, and all clients
 together keep the cap without hearing of each other. `burst` is how far each may run ahead in any window; those add up over clients.
@@ -141,6 +143,7 @@ class LocalClient:
         self._burst = burst
         self._life = int(clock.now() * 1e6)
         self._lock = threading.Lock()  # of the decider and the nonces
+        self._acquire, self._release = self._lock.acquire, self._lock.release
         self._decider = Decider(b"", life=self._life)
         self._keys: tuple[tuple[int, bytes], ...] = ()
         self._nonces = b""
@@ -197,13 +200,17 @@ class LocalClient:
             encoded = check_unit(unit)
             known = _texts(attributes) if attributes else NOTHING
             stale = self._monotonic() - self._confirmed > entry.lease_seconds
-            with self._lock:
+            while not self._acquire(False):  # never in line for it: who waits in line owns the lock before he has the interpreter
+                time.sleep(0)
+            try:
                 at = self._at
                 if at == len(self._nonces):
                     at = 0
                     self._nonces = os.urandom(8 * NONCES)
                 self._at = at + 8
                 return self._decider.decide(entry, encoded, known, self._now(), self._nonces[at : at + 8], stale=stale)
+            finally:
+                self._release()
         except Exception as error:
             return self._without(entry, fallback, error)
 
@@ -456,6 +463,7 @@ class LocalClient:
     def _forked(self) -> None:
         """In a child process: no thread came along, and what the parent holds is the parent's."""
         self._lock = threading.Lock()
+        self._acquire, self._release = self._lock.acquire, self._lock.release
         self._nonces, self._at = b"", 0
         self._confirmed = -math.inf
         self._closed = self._closing = True
