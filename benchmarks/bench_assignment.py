@@ -23,6 +23,7 @@ UNITS = [b"user-%08d" % number for number in range(2_000)]
 ROUNDS = 200
 SALT = bytes(range(16))
 PLANS = {2: 10_000, 5: 10_000, 10: 10_000, 64: 1_000}
+TINY = {"ROUNDS": 3, "PLANS": {2: 100, 5: 100, 64: 5}}
 
 
 def main() -> None:

@@ -1,151 +1,309 @@
-"""How far is `Decide` from the least that a Python gRPC server can do?
+"""How far is `Decide` from the least that a Python gRPC server can do, and how fast is a decision without a call?
 
-Two servers with the same settings, each a process of its own on loopback: ours, and a bare handler that returns a constant
-`DecideResponse`. The same closed-loop load from one client process, in alternating slices so that noise hits both alike. Printed:
-calls/s and p50 of both, side by side, and the ratios.
+    pytest benchmarks/bench_decide.py -s
 
-Run: pytest benchmarks/bench_decide.py -s
+The floor first: a handler that returns a constant `DecideResponse`, on the settings of `allocator/server/main.py`. Then, as shares of the
+floor: ours; ours while outcomes are reported for a tenth of the decisions; and what people write themselves, numpy's Beta draws in a
+handler, which neither hashes a unit nor signs an id nor counts anything. Each a process of its own on loopback, alternating slices so that
+noise hits all alike. The load comes from h2load (of nghttp2, in C: it costs a tenth of a server) where it is installed, else from
+an asyncio client, which costs as much as the servers and hides a part of the difference; the first line says which.
+
+In process: a decision with id, propensity and exposure count; the arm alone; and the same among 10 and among 10,000 experiments.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
+import contextlib
 import multiprocessing
+import shutil
 import statistics
+import struct
 import subprocess
-import sys
+import threading
 import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
 
 import grpc
+import numpy as np
 import pytest
 import uvloop
 
+from allocator.bench.server import EXPERIMENT, own_server
+from allocator.core.assignment import SLOTS, first_layout
+from allocator.core.decider import Decider
+from allocator.core.decision import choose
+from allocator.core.snapshot import Entry, Snapshot, Table
+from allocator.server.main import OPTIONS, bounds
 from allocator.v1 import allocator_pb2 as pb
 from allocator.v1 import allocator_service_pb2 as service_pb
-from allocator.v1 import operator_service_pb2 as operator_pb
-from allocator.v1 import operator_service_pb2_grpc as operator_grpc
 
-SLICE_SECONDS = 1.0
-SLICES = 8
-IN_FLIGHT = 16
+SLICE_CALLS = 5000
+SLICES = 11
+CONNECTIONS, IN_FLIGHT = 2, 8  # on each
+ROUNDS, DECISIONS = 20, 5000
+MANY = 10_000
+TINY = {"SLICE_CALLS": 50, "SLICES": 2, "ROUNDS": 2, "DECISIONS": 200, "MANY": 100}
+
+SERVICE = "allocator.v1.AllocatorService"
+REQUEST = service_pb.DecideRequest(experiment=EXPERIMENT, unit="user-1234567").SerializeToString()
+ANSWER = service_pb.DecideResponse(
+    decision=pb.Decision(
+        arm="old", propensity=0.5, reason=pb.REASON_ALLOCATED, id="A" * 68, snapshot_version=7, incumbent="old", segment="other"
+    )
+).SerializeToString()
 
 
-def bare(pipe) -> None:
-    """The least handler: a constant answer, the server settings of `allocator/server/main.py`."""
-    answer = service_pb.DecideResponse(
-        decision=pb.Decision(arm="old", propensity=0.5, reason=pb.REASON_ALLOCATED, id="A" * 68, snapshot_version=7, incumbent="old", segment="other")
-    ).SerializeToString()
+class Slice(NamedTuple):
+    """calls/s, and the median time of a call in microseconds."""
+
+    rate: float
+    p50: float
+
+
+# ---- the servers
+
+
+def constant() -> Callable[[bytes], bytes]:
+    """The floor."""
+    return lambda _: ANSWER
+
+
+def beta_draws() -> Callable[[bytes], bytes]:
+    """What people write themselves: Thompson sampling by a draw for each arm."""
+    arms, rng = ["old", "new"], np.random.default_rng(0)
+    successes, failures = np.array([101.0, 111.0]), np.array([901.0, 891.0])
+
+    def decide(raw: bytes) -> bytes:
+        service_pb.DecideRequest.FromString(raw)
+        arm = arms[int(np.argmax(rng.beta(successes, failures)))]
+        return service_pb.DecideResponse(decision=pb.Decision(arm=arm)).SerializeToString()
+
+    return decide
+
+
+def serve(make: Callable[[], Callable[[bytes], bytes]], pipe) -> None:
+    """A server whose Decide is this function, on the settings of ours."""
 
     async def run() -> None:
-        async def handle(_: bytes, __: grpc.aio.ServicerContext) -> bytes:
-            return answer
+        decide = make()
 
-        server = grpc.aio.server(
-            options=[
-                ("grpc.so_reuseport", 0),
-                ("grpc.max_receive_message_length", 4 << 20),
-                ("grpc.max_concurrent_streams", 10_000),
-                ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
-                ("grpc.keepalive_permit_without_calls", 1),
-            ]
-        )
+        async def handle(raw: bytes, _: grpc.aio.ServicerContext) -> bytes:
+            return decide(raw)
+
+        server = grpc.aio.server(options=[*OPTIONS, *bounds(512)])
         handlers = {"Decide": grpc.unary_unary_rpc_method_handler(handle)}
-        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("allocator.v1.AllocatorService", handlers),))
-        port = server.add_insecure_port("127.0.0.1:0")
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
+        server.add_registered_method_handlers(SERVICE, handlers)
+        pipe.send(f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}")
         await server.start()
-        pipe.send(f"127.0.0.1:{port}")
         await server.wait_for_termination()
 
     uvloop.run(run())
 
 
-@pytest.fixture(scope="module")
-def bare_address():
+@contextlib.contextmanager
+def serving(make: Callable[[], Callable[[bytes], bytes]]) -> Iterator[str]:
     here, there = multiprocessing.Pipe()
-    process = multiprocessing.get_context("spawn").Process(target=bare, args=(there,), daemon=True)
+    process = multiprocessing.get_context("spawn").Process(target=serve, args=(make, there), daemon=True)
     process.start()
-    yield here.recv()
-    process.terminate()
+    try:
+        yield here.recv()
+    finally:
+        process.terminate()
+        process.join()
 
 
 @pytest.fixture(scope="module")
-def our_address():
-    command = [sys.executable, "-m", "allocator", "serve", "--listen", "127.0.0.1:0", "--metrics", "127.0.0.1:0", "--store", "memory:", "--log-format", "json"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    for line in process.stderr:
-        event = json.loads(line)
-        if event["event"] == "server.ready":
-            break
-    asyncio.run(prepare(event["address"]))
-    yield event["address"]
-    process.terminate()
-    process.wait()
+def addresses() -> Iterator[dict[str, str]]:
+    with serving(constant) as floor, own_server() as (ours, _), serving(beta_draws) as draws:
+        yield {"floor": floor, "ours": ours, "beta draws": draws}
 
 
-async def prepare(address: str) -> None:
-    """One running experiment with two arms and a guardrail."""
-    message = pb.Experiment(api_version="allocator/v1", kind="Experiment")
-    message.metadata.name = "ranker"
-    message.spec.arms.add(name="old", incumbent=True)
-    message.spec.arms.add(name="new")
-    message.spec.reward.metric = "click"
-    message.spec.exposure.total = 0.5
-    message.spec.guardrails.add(name="errors", metric="error", max=0.02)
-    async with grpc.aio.insecure_channel(address) as channel:
-        stub = operator_grpc.OperatorServiceStub(channel)
-        await stub.ApplyExperiment(operator_pb.ApplyExperimentRequest(experiment=message, actor="bench"))
-        await stub.StartExperiment(operator_pb.StartExperimentRequest(experiment="ranker", actor="bench"))
+# ---- the load
 
 
-async def load(address: str, seconds: float, report_share: float = 0.0) -> tuple[float, list[float]]:
-    """Closed loop: calls/s, and the time of each Decide in seconds. report_share: outcomes reported for this share of decisions."""
-    times: list[float] = []
-    async with grpc.aio.insecure_channel(address) as channel:
-        decide = channel.unary_unary("/allocator.v1.AllocatorService/Decide")
-        report = channel.unary_unary("/allocator.v1.AllocatorService/ReportOutcomes")
-        end = time.perf_counter() + seconds
-
-        async def worker(number: int) -> None:
-            count = 0
-            while (started := time.perf_counter()) < end:
-                count += 1
-                raw = await decide(service_pb.DecideRequest(experiment="ranker", unit=f"{number}-{count}").SerializeToString())
-                times.append(time.perf_counter() - started)
-                if report_share and count % round(1 / report_share) == 0:
-                    decision = service_pb.DecideResponse.FromString(raw).decision
-                    outcome = pb.Outcome(decision_id=decision.id, reward=1.0, metrics={"error": 0.0})
-                    await report(service_pb.ReportOutcomesRequest(outcomes=[outcome]).SerializeToString())
-
-        begun = time.perf_counter()
-        await asyncio.gather(*(worker(number) for number in range(IN_FLIGHT)))
-        return len(times) / (time.perf_counter() - begun), times
+def h2load(address: str, folder: Path) -> Slice:
+    """A slice from nghttp2's generator: HTTP/2 with prior knowledge, the body a gRPC message."""
+    body, log = folder / "body", folder / "log"
+    body.write_bytes(b"\0" + struct.pack(">I", len(REQUEST)) + REQUEST)
+    log.unlink(missing_ok=True)
+    flags = ["-n", str(SLICE_CALLS), "-c", str(CONNECTIONS), "-m", str(IN_FLIGHT), "-d", str(body), f"--log-file={log}"]
+    headers = ["-H", "content-type: application/grpc", "-H", "te: trailers"]
+    said = subprocess.run(["h2load", *flags, *headers, f"http://{address}/{SERVICE}/Decide"], capture_output=True, text=True, check=True)
+    assert f"{SLICE_CALLS} succeeded" in said.stdout, said.stdout
+    rate = float(said.stdout.partition("finished in ")[2].split(", ")[1].split()[0])
+    return Slice(rate, statistics.median(float(line.split("\t")[2]) for line in log.read_text().splitlines()))
 
 
-def side_by_side(first: str, second: str, report_share: float = 0.0) -> dict[str, tuple[float, float]]:
-    """Median calls/s and median p50 (µs) of both addresses, from alternating slices."""
+def asyncio_load(address: str, _folder: Path) -> Slice:
+    """The same from Python."""
 
-    async def run() -> dict[str, tuple[float, float]]:
-        rates: dict[str, list[float]] = {first: [], second: []}
-        middles: dict[str, list[float]] = {first: [], second: []}
-        for _ in range(SLICES):
-            for address in (first, second):
-                rate, times = await load(address, SLICE_SECONDS, report_share if address == second else 0.0)
-                rates[address].append(rate)
-                middles[address].append(statistics.median(times) * 1e6)
-        for name, address in (("bare", first), ("ours", second)):
-            low, high = min(rates[address]), max(rates[address])
-            print(f"  {name}: {statistics.median(rates[address]):7.0f} calls/s ({low:.0f} to {high:.0f}), p50 {statistics.median(middles[address]):.0f} us")
-        return {a: (statistics.median(rates[a]), statistics.median(middles[a])) for a in (first, second)}
+    async def run() -> Slice:
+        times: list[float] = []
+
+        async def worker(call: grpc.aio.UnaryUnaryMultiCallable) -> None:
+            while len(times) < SLICE_CALLS:
+                started = time.perf_counter()
+                await call(REQUEST)
+                times.append((time.perf_counter() - started) * 1e6)
+
+        async with contextlib.AsyncExitStack() as stack:
+            options = (("grpc.use_local_subchannel_pool", 1),)
+            channels = [await stack.enter_async_context(grpc.aio.insecure_channel(address, options)) for _ in range(CONNECTIONS)]
+            begun = time.perf_counter()
+            await asyncio.gather(*(worker(channel.unary_unary(f"/{SERVICE}/Decide")) for channel in channels for _ in range(IN_FLIGHT)))
+        return Slice(len(times) / (time.perf_counter() - begun), statistics.median(times))
 
     return uvloop.run(run())
 
 
-@pytest.mark.parametrize("report_share", [0.0, 0.1], ids=["decide", "decide-with-10%-outcomes"])
-def test_unary_decide_beside_a_bare_handler(benchmark, bare_address, our_address, report_share):
-    print(f"\n{SLICES} slices of {SLICE_SECONDS:g} s each, {IN_FLIGHT} calls in flight, outcomes for {report_share:.0%} of decisions:")
-    found = benchmark.pedantic(side_by_side, (bare_address, our_address, report_share), rounds=1, iterations=1)
-    (bare_rate, bare_p50), (our_rate, our_p50) = found[bare_address], found[our_address]
-    print(f"  throughput ratio {our_rate / bare_rate:.3f}, p50 ratio {our_p50 / bare_p50:.3f}")
-    benchmark.extra_info.update(throughput_ratio=our_rate / bare_rate, p50_ratio=our_p50 / bare_p50)
-    assert our_rate > 0
+@contextlib.contextmanager
+def reporting(address: str, rate: float) -> Iterator[list[int]]:
+    """Reports of one outcome each, at this rate, from a thread; yields a list that grows by the count of those accepted."""
+    stop, accepted = threading.Event(), []
+
+    async def run() -> None:
+        async with grpc.aio.insecure_channel(address) as channel:
+            batch, report = channel.unary_unary(f"/{SERVICE}/BatchDecide"), channel.unary_unary(f"/{SERVICE}/ReportOutcomes")
+            ids: list[str] = []
+            under_way: set[asyncio.Task[None]] = set()
+
+            async def one(id_: str) -> None:
+                request = service_pb.ReportOutcomesRequest(outcomes=[pb.Outcome(decision_id=id_, reward=0.0, metrics={"error": 0.0})])
+                answer = service_pb.ReportOutcomesResponse.FromString(await report(request.SerializeToString()))
+                accepted.append(int(answer.results[0].status == pb.OUTCOME_STATUS_ACCEPTED))
+
+            begun, sent = time.perf_counter(), 0
+            while not stop.is_set():
+                if not ids:
+                    units = [f"reported-{begun}-{sent + index}" for index in range(1000)]
+                    raw = await batch(service_pb.BatchDecideRequest(experiment=EXPERIMENT, units=units).SerializeToString())
+                    ids.extend(service_pb.BatchDecideResponse.FromString(raw).ids)
+                while sent < (time.perf_counter() - begun) * rate and ids:
+                    task = asyncio.create_task(one(ids.pop()))
+                    under_way.add(task)
+                    task.add_done_callback(under_way.discard)
+                    sent += 1
+                await asyncio.sleep(0.002)
+            await asyncio.gather(*under_way)
+
+    thread = threading.Thread(target=lambda: uvloop.run(run()))
+    thread.start()
+    try:
+        yield accepted
+    finally:
+        stop.set()
+        thread.join()
+
+
+def test_unary_decide_beside_its_floor(benchmark, addresses, tmp_path):
+    measure = h2load if shutil.which("h2load") else asyncio_load
+    print(f"\nload from {measure.__name__}; {SLICES} alternating slices of {SLICE_CALLS} calls, {CONNECTIONS} x {IN_FLIGHT} in flight")
+
+    def run() -> dict[str, list[Slice]]:
+        found: dict[str, list[Slice]] = {name: [] for name in (*addresses, "ours + 10 % outcomes")}
+        reported = 0
+        for _ in range(SLICES + 1):
+            for name, address in addresses.items():
+                found[name].append(measure(address, tmp_path))
+            with reporting(addresses["ours"], found["ours"][-1].rate / 10) as accepted:
+                found["ours + 10 % outcomes"].append(measure(addresses["ours"], tmp_path))
+            reported += sum(accepted)
+            assert sum(accepted) == len(accepted)
+        print(f"outcomes accepted meanwhile: {reported}")
+        return {name: slices[1:] for name, slices in found.items()}  # the first warms up
+
+    found = benchmark.pedantic(run, rounds=1, iterations=1)
+    print(f"{'':<22}{'calls/s':>9}{'of the floor, slice by slice':>36}{'p50 us':>9}{'of the floor':>14}")
+    for name, slices in found.items():
+        rates = sorted(slice_.rate / floor.rate for slice_, floor in zip(slices, found["floor"], strict=True))
+        p50s = [slice_.p50 / floor.p50 for slice_, floor in zip(slices, found["floor"], strict=True)]
+        spread = f"{statistics.median(rates):.3f} ({rates[0]:.3f} to {rates[-1]:.3f})"
+        rate, p50 = (statistics.median(column) for column in zip(*slices, strict=True))
+        print(f"{name:<22}{rate:>9.0f}{spread:>36}{p50:>9.0f}{statistics.median(p50s):>14.3f}")
+        benchmark.extra_info[name] = {"rate": rate, "throughput": statistics.median(rates), "p50": statistics.median(p50s)}
+
+
+# ---- without a call
+
+
+def entry(number: int = 0) -> Entry:
+    """Three arms."""
+    shares = (SLOTS // 2, SLOTS // 4, SLOTS // 4)
+    layout = first_layout(shares)
+    table = Table(layout.ends, layout.owners, shares)
+    return Entry(
+        f"default/e{number}", number.to_bytes(8, "big"), 1, "RUNNING", True, b"salt-%d" % number, ("a", "b", "c"), ("", "", ""), 0, (table,)
+    )
+
+
+def timed(call: Callable[[int], object]) -> np.ndarray:
+    """Microseconds of each call, (ROUNDS, DECISIONS); two looks at the clock, some 0.1, are in each."""
+    clock = time.perf_counter_ns
+    found = np.empty((ROUNDS, DECISIONS))
+    for row in found:
+        for number in range(DECISIONS):
+            started = clock()
+            call(number)
+            row[number] = (clock() - started) / 1000
+    return found
+
+
+def line(name: str, times: np.ndarray) -> str:
+    p50, p99 = np.percentile(times, 50, axis=1), np.percentile(times, 99, axis=1)
+    middle = [f"{np.median(values):.2f} ({values.min():.2f} to {values.max():.2f})" for values in (p50, p99)]
+    return f"{name:<44}p50 {middle[0]:<24}p99 {middle[1]}"
+
+
+def test_a_decision_in_process(benchmark):
+    units = [b"user-%08d" % number for number in range(DECISIONS)]
+    nonces = [number.to_bytes(8, "big") for number in range(DECISIONS)]
+    decider, one = Decider(b"k" * 32), entry()
+
+    def run() -> dict[str, np.ndarray]:
+        plans = iter(range(2, 2 + ROUNDS * DECISIONS // 1000 + ROUNDS))
+        newest = [one]
+
+        def replanned(n: int) -> object:
+            if n % 1000 == 0:
+                newest[0] = replace(one, version=next(plans))
+            return decider.decide(newest[0], units[n], {}, 1.8e9, nonces[n])
+
+        return {
+            "arm alone": timed(lambda n: choose(one, units[n], {}, nonces[n])),
+            "id, propensity, exposure count": timed(lambda n: decider.decide(one, units[n], {}, time.time(), nonces[n])),
+            "the same, a new plan every 1,000 decisions": timed(replanned),
+        }
+
+    print(f"\nmicroseconds, the median of {ROUNDS} rounds of {DECISIONS} and their spread:")
+    for name, times in benchmark.pedantic(run, rounds=1, iterations=1).items():
+        print(line(name, times))
+
+
+def test_ten_thousand_experiments(benchmark):
+    nonces = [number.to_bytes(8, "big") for number in range(DECISIONS)]
+
+    def run() -> dict[int, np.ndarray]:
+        found, callers = {}, {}
+        for count in (10, MANY):
+            snapshot, decider = Snapshot().replaced([entry(number) for number in range(count)]), Decider(b"k" * 32)
+            names = [f"default/e{number * 7919 % count}" for number in range(DECISIONS)]
+
+            def decide(n: int, entries=snapshot.entries, decider=decider, names=names) -> object:
+                return decider.decide(entries[names[n]], b"user-%d" % n, {}, 1.8e9, nonces[n])
+
+            callers[count] = decide
+        for count, decide in callers.items():
+            found[count] = timed(decide)
+        return found
+
+    found = benchmark.pedantic(run, rounds=1, iterations=1)
+    print()
+    for count, times in found.items():
+        print(line(f"among {count} experiments", times))
+    ratio = np.median(np.percentile(found[MANY], 99, axis=1)) / np.median(np.percentile(found[10], 99, axis=1))
+    print(f"p99 among {MANY}: {ratio:.2f} x that among 10")

@@ -23,6 +23,7 @@ from allocator.server.decision_log import DecisionLog
 from allocator.stores.memory import MemoryStore
 
 ROWS, SLICES = 50_000, 8
+TINY = {"ROWS": 500, "SLICES": 2}
 
 
 def test_hook_and_writer(tmp_path: Path) -> None:

@@ -40,6 +40,7 @@ from allocator.v1 import operator_service_pb2_grpc as operator_grpc
 TRIALS = 200
 BUSY_TRIALS = 50
 CALLERS = 8
+TINY = {"TRIALS": 3, "BUSY_TRIALS": 2}
 LIMIT, ALPHA = 0.02, 0.001
 
 

@@ -38,6 +38,7 @@ BATCH = 500
 IN_FLIGHT = 8
 REPORTS = 100  # in a round
 ROUNDS = 7
+TINY = {"REPORTS": 3, "ROUNDS": 2}
 ALONE, WITH_ERROR, REAL = KINDS = ("a click", "a click and an error", "two real numbers, no two alike")
 RNG = random.Random(0)
 REPORT = "/allocator.v1.AllocatorService/ReportOutcomes"

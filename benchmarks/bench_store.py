@@ -31,6 +31,8 @@ from allocator.stores.sqlite import SqliteStore
 
 UID = "0123456789abcdef"
 BATCH = 500
+ROUNDS, BUSY_ROUNDS, EXPERIMENTS = 15, 25, 1_000
+TINY = {"ROUNDS": 2, "BUSY_ROUNDS": 2, "EXPERIMENTS": 20}
 RNG = random.Random(0)
 ADD = """ON CONFLICT DO UPDATE SET count = count + excluded.count, total = total + excluded.total,
     square_high = square_high + excluded.square_high, square_low = square_low + excluded.square_low"""
@@ -124,7 +126,7 @@ def ways(tmp_path) -> Iterator[tuple[Store, Plain, Store]]:
 def test_alone(ways, capsys):
     durable, plain, memory = ways
     rates: dict[str, list[float]] = {"plain sqlite3": [], "sqlite": [], "sqlite, 8 callers": [], "memory": []}
-    for _ in range(15):
+    for _ in range(ROUNDS):
         batches = [batch() for _ in range(16)]
         rates["plain sqlite3"].append(rate(plain.add, batches))
         rates["sqlite"].append(rate(durable.add, batches))
@@ -138,7 +140,7 @@ def test_beside_a_busy_thread(ways, capsys):
     durable, plain, memory = ways
     adds = {"plain sqlite3": plain.add, "sqlite": durable.add, "memory": memory.add}
     took: dict[str, list[float]] = {way: [] for way in adds}
-    for _ in range(25):
+    for _ in range(BUSY_ROUNDS):
         for way, add in adds.items():
             rows = batch()
             with busy_thread():
@@ -164,13 +166,13 @@ def test_opening_with_1000_experiments(tmp_path, capsys):
     path = tmp_path / "store.db"
     with contextlib.closing(SqliteStore(path)) as store:
         start = time.perf_counter()
-        assert store.save([Save(record(number), None) for number in range(1_000)]) == [None] * 1_000
+        assert store.save([Save(record(number), None) for number in range(EXPERIMENTS)]) == [None] * EXPERIMENTS
         saved = time.perf_counter() - start
     took = []
     for _ in range(5):
         start = time.perf_counter()
         with contextlib.closing(SqliteStore(path)) as store:
-            assert len(store.records()) == 1_000
+            assert len(store.records()) == EXPERIMENTS
             took.append(time.perf_counter() - start)
     with capsys.disabled():
-        print(f"\n1,000 experiments: saved in {saved * 1e3:.0f} ms; opened and read in {statistics.median(took) * 1e3:.0f} ms")
+        print(f"\n{EXPERIMENTS:,} experiments: saved in {saved * 1e3:.0f} ms; opened and read in {statistics.median(took) * 1e3:.0f} ms")

@@ -24,8 +24,8 @@ CALL_SECONDS = 10.0
 
 
 @contextmanager
-def own_server() -> Iterator[str]:
-    """The address of a server that runs until the end of the block. Raises AllocatorError when it does not start."""
+def own_server() -> Iterator[tuple[str, int]]:
+    """Address and process id of a server that runs until the end of the block. Raises AllocatorError when it does not start."""
     command = [sys.executable, "-m", "allocator", "serve", "--listen", "127.0.0.1:0", "--metrics", "none", "--store", "memory:"]
     command += ["--log-format", "json", "--drain", "0"]
     plain = {name: value for name, value in os.environ.items() if not name.startswith("ALLOCATOR_")}  # settings of other servers
@@ -40,7 +40,7 @@ def own_server() -> Iterator[str]:
             stub.StartExperiment(start, timeout=CALL_SECONDS)
         reader = threading.Thread(target=deque, args=(process.stderr, 0))  # a log that nobody reads fills its pipe, and the server waits
         reader.start()
-        yield address
+        yield address, process.pid
     finally:
         process.terminate()
         try:

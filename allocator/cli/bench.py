@@ -56,7 +56,7 @@ def bench(
         got = "both it and --self" if own else "neither it nor --self"
         raise InvalidArgument.of_field("--experiment", f"got {got}; one of them is needed")
     load = loads.Load(experiment or EXPERIMENT, rate, duration, connections, timeout)
-    with own_server() if own else nullcontext(server) as address:
+    with own_server() if own else nullcontext((server, 0)) as (address, _):
         measured = _run(address, load, None if own else access())
     if output is View.TABLE:
         _show(measured)

@@ -32,7 +32,6 @@ MAX_DRAWS_REMEMBERED = 65_536  # the same, about 7 MB
 ALL_UNITS = 1 << 16
 MAX_FORMS = 1024  # kept of each plan; only strict caps on many candidates make more than a handful
 KNOWN, ELSEWHERE, NEW = range(3)
-ARM_BYTES = tuple(bytes((arm,)) for arm in range(256))
 
 T = TypeVar("T")
 _Key = tuple[int, int, Reason, int, int, int]  # arm, slots, reason, segment, flags of the id, arm to mirror to or -1
@@ -392,7 +391,7 @@ class _Memory:
         self.budgets: BudgetGate | None = None
         self.forms: dict[_Key, _Form] = {}
         self.counting = False
-        self.units: set[bytes] = set()
+        self.units: dict[bytes, int] = {}  # hash of a unit: the arms that it has met, a bit for each
         self.since = self.until = 0  # milliseconds between which bucket and window stay the same
         self.bucket = self.window = -1
         self.limit = 256
@@ -435,16 +434,20 @@ class _Memory:
         """KNOWN: the unit has met this arm in this window, or is not in the sample. ELSEWHERE: it meets this one for the first time, and
         has met another: it counts for this arm, but its propensity does not explain who has its outcome. NEW: it has met none.
         """
-        seen, units = unit + ARM_BYTES[arm], self.units
-        if seen in units or unit[6] >= self.limit:
+        units, bit = self.units, 1 << arm
+        arms = units.get(unit)
+        if arms is not None:
+            if arms & bit:
+                return KNOWN
+            units[unit] = arms | bit
+            return ELSEWHERE
+        if unit[6] >= self.limit:
             return KNOWN
-        met = ELSEWHERE if unit in units else NEW
-        units.add(unit)
-        units.add(seen)
-        if len(units) > 2 * MAX_UNITS_REMEMBERED:
+        units[unit] = bit
+        if len(units) > MAX_UNITS_REMEMBERED:
             self.limit = max(1, self.limit // 2)
-            self.units = {seen for seen in units if seen[6] < self.limit}
-        return met
+            self.units = {unit: arms for unit, arms in units.items() if unit[6] < self.limit}
+        return NEW
 
     def draws_now(self, unit: bytes) -> bool:
         """Is a unit that never drew in this activation in the sample? Then it has drawn. Who left the sample never comes back to it."""

@@ -103,9 +103,9 @@ def check_unit(unit: str) -> bytes:
     return encoded
 
 
-def check_units(units: Iterable[str]) -> list[bytes]:
+def check_units(units: Iterable[str | bytes]) -> list[bytes]:
     """The units as bytes. Raises InvalidArgument naming the first that is empty or above 256 bytes."""
-    encoded = [unit.encode("utf-8", "surrogatepass") for unit in units]
+    encoded = [unit if isinstance(unit, bytes) else unit.encode("utf-8", "surrogatepass") for unit in units]
     if encoded and not 1 <= min(map(len, encoded)) <= max(map(len, encoded)) <= MAX_UNIT_BYTES:
         index = next(index for index, unit in enumerate(encoded) if not 1 <= len(unit) <= MAX_UNIT_BYTES)
         raise _bad_unit(f"units[{index}]", encoded[index])
