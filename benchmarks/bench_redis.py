@@ -28,6 +28,8 @@ from tests.redis_servers import Node, Sentinels, until
 
 ROUNDS = 7
 BATCHES = 32
+TINY = {"ROUNDS": 1, "BATCHES": 2}
+NOT_TINY = ("test_a_failover",)  # three elections in real time; tests/stores/test_redis_deployments.py sees that they end well
 
 
 def seconds(call: Callable[[], object]) -> float:
