@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import os
 import queue
+import re
 import threading
+from pathlib import Path
 
 import grpc
 import pytest
@@ -18,7 +20,7 @@ from allocator.core.decision_id import read
 from allocator.core.experiment import Assignment, Exposure, Segment
 from allocator.errors import InvalidArgument
 from tests.client.conftest import QUICK, free_port, until
-from tests.conftest import ManualClock
+from tests.conftest import ManualClock, two_arms
 
 
 class Cut(grpc.RpcError):
@@ -347,3 +349,14 @@ def test_a_server_that_distrusts_its_table_makes_its_clients_serve_the_incumbent
     service.engine.live.distrust()
     until(lambda: client.state is State.STALE)
     assert (client.decide("ranker", new).arm, client.decide("ranker", new).reason) == ("old", Reason.STALE)
+
+
+def test_the_example_of_the_readme_runs_as_written(service):
+    service.engine.commands.apply(two_arms(name="minimal"), actor="ann")
+    service.engine.commands.start("minimal", actor="ann")
+    blocks = re.findall(r"```python\n(.*?)```", (Path(__file__).parents[2] / "README.md").read_text(), flags=re.DOTALL)
+    (code,) = [block for block in blocks if "LocalClient" in block]
+    found: dict = {}
+    exec(code.replace("127.0.0.1:50051", service.address), found)
+    assert found["decision"].reason is Reason.ALLOCATED
+    assert found["client"].statistics().accepted == 1
