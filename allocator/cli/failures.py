@@ -64,7 +64,7 @@ CALL_FLAGS = (
 )
 SERVE_FLAGS = (
     *("listen", "metrics", "store", "log-format", "refresh", "drain", "grace", "decision-log-days"),
-    *("tls-client-ca", "access", "audit-checkpoint", "max-concurrent"),
+    *("tls-client-ca", "access", "audit-checkpoint", "least-approvals", "max-concurrent"),
 )
 DEMO_FLAGS = ("seed", "seconds", "only")
 BENCH_FLAGS = ("rate", "duration", "connections")

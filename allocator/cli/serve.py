@@ -167,6 +167,15 @@ def serve(
             show_default="on loopback only",
         ),
     ] = None,
+    least_approvals: Annotated[
+        int,
+        typer.Option(
+            "--least-approvals",
+            metavar="N",
+            envvar="ALLOCATOR_LEAST_APPROVALS",
+            help="People who must agree to what makes any experiment riskier, whatever its spec says.",
+        ),
+    ] = 0,
     audit_checkpoint: Annotated[
         str,
         typer.Option(
@@ -229,6 +238,7 @@ def serve(
         access=access.value,
         reflection=reflection,
         audit_checkpoint=audit_checkpoint,
+        least_approvals=least_approvals,
         state="" if state == NO_STATE else state,
         decision_log=decision_log,
         decision_log_days=decision_log_days,

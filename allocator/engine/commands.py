@@ -12,7 +12,6 @@ import dataclasses
 import json
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from typing import TypeVar
 
 import structlog
 
@@ -29,6 +28,7 @@ from allocator.core.risk import riskier
 from allocator.core.snapshot import full_name
 from allocator.core.statistics import sums_of
 from allocator.core.tally import REWARD_STREAM, Tally
+from allocator.engine.asked import retried, status_text, who, why
 from allocator.engine.history import revision_text
 from allocator.engine.keeper import Keeper, Reconciled
 from allocator.engine.planner import Planner
@@ -37,23 +37,19 @@ from allocator.engine.revision import check_revision
 from allocator.errors import AlreadyExists, Conflict, InvalidArgument, NotFound, Overloaded, Refused, Unavailable
 from allocator.ports import Clock, Entropy, Save
 
-MAX_REASON = 1000
-MAX_ACTOR = 128
 MAX_NOTE = 10_000
 BREAK_GLASS = "break_glass."  # before the action, in the audit
 REQUESTS_REMEMBERED = 10_000
-T = TypeVar("T")
 Warm = tuple[tuple[float, float, float], ...]
 
 log = structlog.get_logger()
-
-TRIES = 5  # of a command whose record the planner changed meanwhile
 
 
 class Commands:
     """What people and pipelines may do. `actor` is who, `reason` is why; both go to the audit.
 
-    identified: actors are who they say, because access is controlled. broken_glass: called after each use of break-glass.
+    identified: actors are who they say, because access is controlled. least_approvals: asked for by every experiment, whatever its spec
+    says. broken_glass: called after each use of break-glass.
     """
 
     def __init__(self, registry: Registry, planner: Planner, keeper: Keeper, clock: Clock, entropy: Entropy) -> None:
@@ -64,6 +60,7 @@ class Commands:
         self._entropy = entropy
         self._requests: OrderedDict[str, Experiment] = OrderedDict()
         self.identified = False
+        self.least_approvals = 0
         self.broken_glass: Callable[[], None] = lambda: None
 
     def apply(
@@ -86,7 +83,7 @@ class Commands:
         AlreadyExists when `request_id` came before with other content.
         """
         check(experiment)
-        actor, reason = _who(actor), _why(reason, needed=break_glass)
+        actor, reason = who(actor), why(reason, needed=break_glass)
         if request_id and self._requests.get(request_id, experiment) != experiment:
             raise AlreadyExists(f"request {request_id!r} came before with other content", reason="REQUEST_ID_REUSED", request_id=request_id)
         warm = self._warm(experiment)
@@ -118,7 +115,7 @@ class Commands:
                 return before, False, False
             check_revision(before, experiment)
             risks = () if before.status.state is State.DRAFT else tuple(riskier(before.experiment, experiment))
-            waits = bool(risks and before.experiment.approval.required)
+            waits = bool(risks and self._required(before.experiment))
             if waits and not break_glass:
                 found = self._proposed(
                     before, ProposalKind.REVISE, risks, actor, reason, now, experiment=experiment, save=not validate_only
@@ -130,7 +127,7 @@ class Commands:
             self._revise(before, after, BREAK_GLASS if waits else "", actor, reason)
             return after, False, True
 
-        done = _retried(attempt)
+        done = retried(attempt)
         if request_id and not validate_only:
             self._requests[request_id] = experiment
             while len(self._requests) > REQUESTS_REMEMBERED:
@@ -139,8 +136,7 @@ class Commands:
 
     def start(self, name: str, *, actor: str, reason: str = "", break_glass: bool = False) -> Record:
         """DRAFT → RUNNING, in the first stage. May wait for approvals: then the record comes back in DRAFT, with its `proposal`."""
-        why = _why(reason, needed=break_glass)
-        return self._ask(name, ProposalKind.START, Event.STARTED, "experiment.start", actor, why, break_glass)
+        return self._ask(name, ProposalKind.START, Event.STARTED, "experiment.start", actor, why(reason, needed=break_glass), break_glass)
 
     def freeze(self, name: str, *, actor: str, reason: str) -> Record:
         """Everyone gets the incumbent from the return of this method on. Allowed again while frozen: the latch is renewed.
@@ -149,15 +145,15 @@ class Commands:
         stored when that is possible; the record's reason says so. Raises Unavailable, FREEZE_NOT_KEPT, when the disk cannot remember
         it either: it is in force here all the same.
         """
-        actor, reason = _who(actor), _why(reason)
+        actor, reason = who(actor), why(reason)
         if not self._keeper.lost:
             try:
                 return self._move(name, Event.FROZEN, "experiment.freeze", actor, reason)
             except (Unavailable, Overloaded) as error:
-                why = f"the store could not take it: {error.reason}"
+                trouble = f"the store could not take it: {error.reason}"
         else:
-            why = "the store is lost"
-        record = self._keeper.freeze(self._registry.get(name), actor, reason, why)
+            trouble = "the store is lost"
+        record = self._keeper.freeze(self._registry.get(name), actor, reason, trouble)
         self._planner.replan(record.uid)
         return record
 
@@ -166,17 +162,17 @@ class Commands:
 
         May wait for approvals: then the record comes back FROZEN, with its `proposal`.
         """
-        return self._ask(name, ProposalKind.RESUME, Event.RESUMED, "experiment.resume", actor, _why(reason), break_glass)
+        return self._ask(name, ProposalKind.RESUME, Event.RESUMED, "experiment.resume", actor, why(reason), break_glass)
 
     def reconcile(self, *, actor: str, reason: str, force: bool = False) -> Reconciled:
         """Write what this server knows back into a store that had lost it, and go on: see `Keeper.reconcile`. Raises Refused."""
-        actor, reason = _who(actor), _why(reason)
+        actor, reason = who(actor), why(reason)
         with self._planner.paused():
             return self._keeper.reconcile(actor, reason, force=force)
 
     def rollback(self, name: str, *, actor: str, reason: str) -> Record:
         """End the experiment on the incumbent."""
-        return self._move(name, Event.ROLLED_BACK, "experiment.rollback", actor, _why(reason))
+        return self._move(name, Event.ROLLED_BACK, "experiment.rollback", actor, why(reason))
 
     def conclude(self, name: str, *, actor: str, reason: str, winner: str = "", break_glass: bool = False) -> Record:
         """End the experiment on an arm; the incumbent when none is named. On a candidate it may wait for approvals, as `resume` may."""
@@ -187,12 +183,12 @@ class Commands:
         if winner not in names:
             raise InvalidArgument.of_field("winner", f"got {winner!r}; one of {', '.join(names)} is allowed")
         if winner == incumbent:
-            return self._move(name, Event.CONCLUDED, "experiment.conclude", actor, _why(reason), winner)
-        return self._ask(name, ProposalKind.CONCLUDE, Event.CONCLUDED, "experiment.conclude", actor, _why(reason), break_glass, winner)
+            return self._move(name, Event.CONCLUDED, "experiment.conclude", actor, why(reason), winner)
+        return self._ask(name, ProposalKind.CONCLUDE, Event.CONCLUDED, "experiment.conclude", actor, why(reason), break_glass, winner)
 
     def approve(self, name: str, *, actor: str, reason: str = "") -> Record:
         """Agree to entering the next ramp stage. A person counts once. Where actors are identified, not who wrote the present revision."""
-        actor, reason = _who(actor), _why(reason, needed=False)
+        actor, reason = who(actor), why(reason, needed=False)
 
         def attempt() -> Record:
             before = self._running(name, "approved")
@@ -205,7 +201,7 @@ class Commands:
             status = dataclasses.replace(before.status, approvers=(*before.status.approvers, actor))
             return self._change(before, status, "stage.approve", actor, reason or f"stage {before.status.stage + 1}")
 
-        record = _retried(attempt)
+        record = retried(attempt)
         self._planner.replan(record.uid)
         return record
 
@@ -214,7 +210,7 @@ class Commands:
 
         Raises Refused for its author, and when it is void or has expired; NotFound when another proposal waits, or none.
         """
-        actor, reason = _who(actor), _why(reason, needed=False)
+        actor, reason = who(actor), why(reason, needed=False)
 
         def attempt() -> Record:
             before, now = self._registry.get(name), self._clock.now()
@@ -229,14 +225,14 @@ class Commands:
             self._save(before, after, agreement)
             return after
 
-        record = _retried(attempt)
+        record = retried(attempt)
         if record.status.state is State.RUNNING:
             self._replan_now(record)
         return self._registry.get(name)
 
     def reject(self, name: str, *, revision: str, actor: str, reason: str) -> Record:
         """End the pending proposal without carrying it out. Its author may, and so may anybody who may author, operate or approve."""
-        actor, reason = _who(actor), _why(reason)
+        actor, reason = who(actor), why(reason)
 
         def attempt() -> Record:
             before, now = self._registry.get(name), self._clock.now()
@@ -245,11 +241,11 @@ class Commands:
             self._save(before, after, self._entry(after, "proposal.reject", actor, reason, approval.text_of(found), ""))
             return after
 
-        return _retried(attempt)
+        return retried(attempt)
 
     def annotate(self, name: str, *, actor: str, text: str) -> Record:
         """Attach a note, also to an experiment that has ended. It is in the audit log and in what `describe` tells, for good."""
-        actor, text = _who(actor), text.strip()
+        actor, text = who(actor), text.strip()
         if not 1 <= len(text) <= MAX_NOTE:
             raise InvalidArgument.of_field("text", f"got {len(text)} characters; 1 to {MAX_NOTE} are allowed")
 
@@ -259,11 +255,11 @@ class Commands:
             self._save(before, after, self._entry(after, "experiment.note", actor, "", "", text))
             return after
 
-        return _retried(attempt)
+        return retried(attempt)
 
     def advance(self, name: str, *, actor: str, reason: str = "", stage: int | None = None) -> Record:
         """Enter the next stage if its conditions are met, or step back to an earlier one (always allowed)."""
-        actor, reason = _who(actor), _why(reason, needed=False)
+        actor, reason = who(actor), why(reason, needed=False)
 
         def attempt() -> Record:
             before = self._running(name, "advanced")
@@ -278,14 +274,13 @@ class Commands:
             now = self._clock.now()
             made = plan(before, self._planner.tally(before), now)
             if to > at and made.waiting_for:
-                raise Refused(
-                    f"stage {to} waits for: {'; '.join(made.waiting_for)}", reason="STAGE_NOT_READY", waiting_for="; ".join(made.waiting_for)
-                )
+                missing = "; ".join(made.waiting_for)
+                raise Refused(f"stage {to} waits for: {missing}", reason="STAGE_NOT_READY", waiting_for=missing)
             outcomes = [int(count) for count in made.learned[0].outcomes]
             status = enter_stage(before.status, to, outcomes, now)
             return self._change(before, status, "experiment.advance" if to > at else "experiment.step_back", actor, reason)
 
-        record = _retried(attempt)
+        record = retried(attempt)
         self._replan_now(record)
         return self._registry.get(name)
 
@@ -293,31 +288,31 @@ class Commands:
         self, name: str, kind: ProposalKind, event: Event, action: str, actor: str, reason: str, break_glass: bool, winner: str = ""
     ) -> Record:
         """Move, or propose to move where the spec asks for approvals."""
-        actor, waits = _who(actor), False
+        actor, waits = who(actor), False
 
         def attempt() -> Record:
             nonlocal waits
             before, now = self._registry.get(name), self._clock.now()
             step(before.status, event, reason=reason, now=now, winner=winner)  # raises where it could not be carried out either
-            waits = before.experiment.approval.required > 0
+            waits = self._required(before.experiment) > 0
             if not waits or break_glass:
                 return before
             return self._proposed(before, kind, (approval.risk_of(kind, winner),), actor, reason, now, winner=winner)
 
-        record = _retried(attempt)
+        record = retried(attempt)
         if waits and not break_glass:
             return record
         return self._move(name, event, (BREAK_GLASS if waits else "") + action, actor, reason, winner)
 
     def _move(self, name: str, event: Event, action: str, actor: str, reason: str, winner: str = "") -> Record:
-        actor = _who(actor)
+        actor = who(actor)
 
         def attempt() -> Record:
             before = self._registry.get(name)
             status = step(before.status, event, reason=reason, now=self._clock.now(), winner=winner)
             return self._change(before, status, action, actor, reason)
 
-        record = _retried(attempt)
+        record = retried(attempt)
         if event in (Event.STARTED, Event.RESUMED):
             self._replan_now(record)
             return self._registry.get(name)
@@ -340,15 +335,14 @@ class Commands:
         waiting = before.proposal
         if waiting is not None and approval.is_this(waiting, kind, experiment, winner, before.revision, before.status, now):
             return before
-        terms = before.experiment.approval
         made = approval.propose(
             before.uid,
             kind,
             before.revision,
             before.status,
             risks,
-            required=terms.required,
-            expiry_seconds=terms.expiry_seconds,
+            required=self._required(before.experiment),
+            expiry_seconds=before.experiment.approval.expiry_seconds,
             author=actor,
             reason=reason,
             now=now,
@@ -360,6 +354,9 @@ class Commands:
             old = approval.text_of(waiting) if waiting is not None else ""
             self._save(before, after, self._entry(after, "proposal.create", actor, reason, old, approval.text_of(made)))
         return after
+
+    def _required(self, experiment: Experiment) -> int:
+        return max(experiment.approval.required, self.least_approvals)
 
     def _carry_out(self, before: Record, done: Proposal, agreement: AuditEntry, now: float) -> Record:
         """What enough people agreed to, as its author's act."""
@@ -422,8 +419,8 @@ class Commands:
             updated_seconds=self._clock.now(),
             proposal=proposal,
         )
-        text = _status_text(status, before.proposal.approvers if carried_out and before.proposal is not None else ())
-        self._save(before, after, *first, self._entry(after, action, actor, reason, _status_text(before.status), text))
+        text = status_text(status, before.proposal.approvers if carried_out and before.proposal is not None else ())
+        self._save(before, after, *first, self._entry(after, action, actor, reason, status_text(before.status), text))
         return after
 
     def _entry(self, record: Record, action: str, actor: str, reason: str, old: str, new: str, now: float | None = None) -> AuditEntry:
@@ -477,16 +474,6 @@ class Commands:
         return tuple(learned[index[arm.name]] if arm.name in index else (0.0, 0.0, 0.0) for arm in experiment.arms)
 
 
-def _retried(attempt: Callable[[], T]) -> T:
-    for _ in range(TRIES - 1):
-        try:
-            return attempt()
-        except Conflict as error:
-            if error.reason == "STALE_ETAG":
-                raise
-    return attempt()
-
-
 def _total(found: Tally) -> list[tuple[float, float, float]]:
     open_now, settled = sums_of(found.open, REWARD_STREAM), sums_of(found.settled, REWARD_STREAM)
     both = zip(
@@ -495,28 +482,8 @@ def _total(found: Tally) -> list[tuple[float, float, float]]:
     return [(float(count), float(total), float(squares)) for count, total, squares in both]
 
 
-def _who(actor: str) -> str:
-    if not 1 <= len(actor) <= MAX_ACTOR or not actor.isprintable():
-        raise InvalidArgument.of_field("actor", f"got {actor[:40]!r}; 1 to {MAX_ACTOR} printable characters are allowed")
-    return actor
-
-
-def _why(reason: str, *, needed: bool = True) -> str:
-    reason = reason.strip()
-    if needed and not reason:
-        raise InvalidArgument.of_field("reason", "got nothing; say why, it goes to the audit")
-    if len(reason) > MAX_REASON:
-        raise InvalidArgument.of_field("reason", f"got {len(reason)} characters; at most {MAX_REASON} are allowed")
-    return reason
-
-
 _MOVES = {
     ProposalKind.START: (Event.STARTED, "experiment.start"),
     ProposalKind.RESUME: (Event.RESUMED, "experiment.resume"),
     ProposalKind.CONCLUDE: (Event.CONCLUDED, "experiment.conclude"),
 }
-
-
-def _status_text(status: Status, approvers: Sequence[str] = ()) -> str:
-    text = {"state": status.state.value, "stage": status.stage, "activation": status.activation, "winner": status.winner}
-    return json.dumps({**text, "approvers": approvers} if approvers else text)

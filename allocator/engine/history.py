@@ -16,7 +16,7 @@ from allocator.core.audit import AuditRecord
 from allocator.core.experiment import Experiment
 from allocator.core.record import Record
 from allocator.core.revision import Annotation, Revision, differences, document
-from allocator.errors import NotFound
+from allocator.errors import InvalidArgument, NotFound, Unavailable
 from allocator.ports import Store
 
 CREATED, REVISED = "experiment.create", "experiment.revise"
@@ -31,13 +31,20 @@ def revision_text(record: Record, approvers: Sequence[str] = ()) -> str:
 
 
 def revisions(store: Store, name: str) -> list[Revision]:
-    """Every revision of the experiment `namespace/name`, oldest first."""
+    """Every revision of the experiment `namespace/name`, oldest first. Raises Unavailable when one cannot be read."""
     found: list[Revision] = []
     for record in _records(store, name):
         entry = record.entry
         if entry.action.removeprefix("break_glass.") not in (CREATED, REVISED):
             continue
-        kept = _kept.decode(entry.after)
+        try:
+            kept = _kept.decode(entry.after)
+        except (msgspec.DecodeError, InvalidArgument) as exc:
+            raise Unavailable(
+                f"audit record {record.sequence} holds no revision that can be read: {exc}",
+                reason="STORE_CORRUPT",
+                sequence=record.sequence,
+            ) from exc
         changes = differences(found[-1].experiment, kept.spec) if found else []
         found.append(
             Revision(kept.revision, entry.seconds, entry.actor, entry.reason, kept.approvers, tuple(changes), record.sequence, kept.spec)

@@ -25,6 +25,7 @@ class Config:
 
     tls_cert, tls_key, tls_client_ca: PEM files, "" for none. access: `open`, or `tokens` to ask each call for one. reflection: answer
     what the services look like; None: on loopback only. audit_checkpoint: a file for the heads of the audit log, "" for none.
+    least_approvals: of what makes an experiment riskier, whatever its spec says.
     max_concurrent: calls that may wait, of decisions, of reports and of everything else; beyond it they are refused at once.
 
     state: the directory where this server remembers what it must know without its store, "" for none; None: `kept_in` decides.
@@ -48,6 +49,7 @@ class Config:
     access: str = "open"
     reflection: bool | None = None
     audit_checkpoint: str = ""
+    least_approvals: int = 0
     max_concurrent: int = 512
     state: str | None = None
 
@@ -67,6 +69,8 @@ class Config:
         for name in ("drain_seconds", "grace_seconds"):
             if not 0 <= getattr(self, name) <= 600:
                 found.append(Violation(name.removesuffix("_seconds"), f"got {getattr(self, name)}; seconds from 0 to 600 are allowed"))
+        if not 0 <= self.least_approvals <= 20:
+            found.append(Violation("least-approvals", f"got {self.least_approvals}; a whole number from 0 to 20 is allowed"))
         if self.access not in ACCESS:
             found.append(Violation("access", f"got {self.access!r}; one of {', '.join(ACCESS)} is allowed"))
         if bool(self.tls_cert) != bool(self.tls_key):

@@ -118,6 +118,7 @@ class Server:
                 diverged=lambda: self.engine.registry.divergences,
             )
             self.engine.commands.identified = config.access == "tokens"
+            self.engine.commands.least_approvals = config.least_approvals
             self.engine.commands.broken_glass = metrics.break_glass.inc
             self.engine.start(threads=False)
             specs_wait = not load_specs(self.engine, config.specs)

@@ -76,6 +76,15 @@ def test_without_required_approvals_nothing_waits(rehearsal):
     assert (changed, record.proposal) == (True, None)
 
 
+def test_a_server_may_ask_for_approvals_whatever_the_spec_says(rehearsal):
+    rehearsal.engine.commands.least_approvals = 2
+    rehearsal.engine.commands.apply(two_arms(), actor="ann")
+    record = rehearsal.engine.commands.start("ranker", actor="ann")
+    assert (record.status.state, record.proposal.required) == (State.DRAFT, 2)
+    agree(rehearsal, "bob")
+    assert agree(rehearsal, "cat").status.state is State.RUNNING
+
+
 def test_asking_for_fewer_approvals_needs_those_that_are_asked_for_now(running):
     record, _, changed = running.engine.commands.apply(two_arms(), actor="ann")
     assert not changed

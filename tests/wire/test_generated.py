@@ -10,10 +10,22 @@ from pathlib import Path
 
 import pytest
 
+from allocator.core.approval import ProposalKind
 from allocator.core.decision import Reason
-from allocator.core.experiment import Assignment, BreachAction, ConcludeAction, Goal, Per, PolicyKind, Pooling, RewardModel, UnitContribution
+from allocator.core.experiment import (
+    Assignment,
+    BreachAction,
+    ConcludeAction,
+    Goal,
+    Per,
+    PolicyKind,
+    Pooling,
+    RewardModel,
+    UnitContribution,
+)
 from allocator.core.guardrail import Verdict
 from allocator.core.lifecycle import ArmState, State
+from allocator.core.token import Role
 from allocator.engine.ingest import Status
 from allocator.v1 import allocator_pb2 as pb
 from allocator.wire.enums import short_names
@@ -46,7 +58,7 @@ def test_the_protos_pass_the_standard_lint():
         (Assignment, pb.Assignment), (RewardModel, pb.RewardModel), (Goal, pb.Goal), (PolicyKind, pb.PolicyKind),
         (Pooling, pb.Pooling), (BreachAction, pb.BreachAction), (Per, pb.Per), (UnitContribution, pb.UnitContribution),
         (ConcludeAction, pb.ConcludeAction), (State, pb.ExperimentState), (ArmState, pb.ArmState), (Verdict, pb.Verdict),
-        (Reason, pb.Reason), (Status, pb.OutcomeStatus),
+        (Reason, pb.Reason), (Status, pb.OutcomeStatus), (ProposalKind, pb.ProposalKind), (Role, pb.Role),
     ],
     ids=lambda enum: getattr(enum, "__name__", ""),
 )  # fmt: skip
