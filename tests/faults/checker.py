@@ -21,6 +21,8 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import redis
+
 from tests.faults.history import calls
 
 SLOTS = 65_536
@@ -100,6 +102,26 @@ def of_sqlite(path: Path, experiment: str = "default/ranker") -> Dump:
         dump.grants = {(arm, kind): granted for arm, kind, granted in rows}
         columns = "sequence, seconds, actor, action, experiment, reason, before, after, digest"
         dump.audit = db.execute(f"SELECT {columns} FROM audit ORDER BY sequence").fetchall()
+    return dump
+
+
+def of_redis(port: int, experiment: str = "default/ranker", prefix: str = "allocator") -> Dump:
+    """What one experiment left in a Redis server, read with plain commands. The audit is left to the server's own verification."""
+    dump = Dump()
+    with redis.Redis(port=port, socket_timeout=5, protocol=2) as db:
+        uid = db.hget(f"{{{prefix}}}:names", experiment).decode()
+        tag = f"{{{prefix}:{uid}}}:"
+        record = json.loads(db.hget(tag + "records", f"d {experiment}"))["record"]
+        dump.metrics, dump.states[experiment] = tuple(record["metrics"]), record["status"]["state"]
+        sums: dict[Cell, list[int]] = defaultdict(lambda: [0, 0, 0, 0])
+        for name, value in db.hgetall(tag + "open").items():
+            bucket, index, arm, segment, stream = name.decode().split(" ", 4)
+            sums[int(bucket), int(arm), int(segment), stream][int(index)] += int(value)
+        dump.cells = {key: (count, total, high * MICRO + low) for key, (count, total, high, low) in sums.items()}
+        dump.settled = sum(_learned(name.decode().split(" ", 4)[4]) for name in db.hkeys(tag + "settled"))
+        for key in db.scan_iter(tag + "seen:*"):
+            for nonce, mask in db.hgetall(key).items():
+                dump.seen[int.from_bytes(nonce, "big", signed=True)] = int(mask)
     return dump
 
 

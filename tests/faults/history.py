@@ -22,7 +22,7 @@ class History:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115  (closed by close)
+        self._file = open(path, "a", buffering=1, encoding="utf-8")  # noqa: SIM115  (closed by close)
         self._lock = threading.Lock()
         self._numbers = itertools.count(1)
 

@@ -191,6 +191,21 @@ class Caller:
         await self.channel.close()
 
 
+async def serves_candidates(caller: Caller, seconds: float = 10.0) -> None:
+    """Wait until the server has heard that the experiment runs."""
+    loop = asyncio.get_running_loop()
+    end = loop.time() + seconds
+    request = service_pb.BatchDecideRequest(experiment=caller.experiment, units=[f"asked-{number}" for number in range(100)])
+    while True:
+        try:
+            if 1 in (await caller.allocator.BatchDecide(request, timeout=5)).arm_index:
+                return
+        except grpc.RpcError as error:
+            if error.code() is not grpc.StatusCode.NOT_FOUND:
+                raise
+        assert loop.time() < end, "the server never heard that the experiment runs"
+
+
 async def until(condition: Any, seconds: float = 10.0, every: float = 0.02) -> None:
     """Wait for a condition that becomes true by itself. Raises AssertionError after `seconds`."""
     loop = asyncio.get_running_loop()
