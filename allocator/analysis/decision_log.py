@@ -10,24 +10,25 @@ that are known by their outcomes alone are no sample of decisions.
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 from numpy.typing import ArrayLike, NDArray
 
 from allocator.analysis.off_policy import Rows
+from allocator.core.decision_columns import read_claims
 from allocator.errors import InvalidArgument, NotFound
 
 Floats = NDArray[np.float64]
 DRAWN = ("ALLOCATED", "DRAINED", "CAPPED")  # reasons of decisions that the weights made
-PARTITIONS = pa.schema([("date", pa.string()), ("experiment", pa.string())])
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -81,10 +82,10 @@ _ARRAYS = (
 
 def read(directory: Path, experiment: str) -> Logged:
     """All decisions of one experiment (`namespace/name`). Raises NotFound when there are none, InvalidArgument where there is no log."""
-    mine = pc.field("experiment") == experiment
+    mine = {"experiment": experiment}
     decisions = _once(_table(directory, "decisions", mine))
     if not decisions.num_rows:
-        known = ", ".join(sorted(_table(directory, "decisions", None).column("experiment").unique().to_pylist())[:10])
+        known = ", ".join(sorted(_table(directory, "decisions", {}).column("experiment").unique().to_pylist())[:10])
         raise NotFound(
             f"the decision log at {directory} has no decision of {experiment!r}; it has {known or 'none at all'}", reason="NOT_IN_THE_LOG"
         )
@@ -187,36 +188,50 @@ def export(directory: Path, experiment: str, path: Path) -> int:
 
 
 def find(directory: Path, decision_id: str) -> dict[str, Any] | None:
-    """The row of one decision, or None."""
-    found = _table(directory, "decisions", pc.field("decision_id") == decision_id).to_pylist()
+    """The row of one decision, or None. Raises InvalidArgument for what is no decision id."""
+    day = datetime.datetime.fromtimestamp(read_claims(decision_id).seconds, datetime.UTC).date().isoformat()
+    found = _table(directory, "decisions", {"decision_id": decision_id}, day=day).to_pylist()
     return found[0] if found else None
 
 
 def snapshot(directory: Path, uid: str, version: int) -> str | None:
     """The logged entry of an experiment's snapshot as JSON, without salt, pinned units by their hash; None when it is not there."""
-    found = _table(directory, "snapshots", (pc.field("uid") == uid) & (pc.field("version") == version)).column("document").to_pylist()
+    found = _table(directory, "snapshots", {"uid": uid, "version": version}).column("document").to_pylist()
     return found[0] if found else None
 
 
 # -------------------------------------------------------------------------------------------------------- helpers
 
 
-def _table(directory: Path, name: str, only: Any) -> pa.Table:
-    """One table of the log, the open streams behind the files; rows may repeat."""
+def _table(directory: Path, name: str, only: Mapping[str, Any], day: str = "*") -> pa.Table:
+    """The rows of one table that have these values, the open streams behind the files; rows may repeat. day: of the files, all if "*".
+
+    Files are read one after the other and in this thread: a short command that ends while a scanner of Arrow still reads ahead aborts.
+    """
     parts = []
-    folder = directory / name
-    if folder.is_dir():
-        partitions = ds.partitioning(PARTITIONS, flavor="hive")
-        parts.append(ds.dataset(folder, format="parquet", partitioning=partitions).to_table(filter=only))
+    for path in sorted((directory / name).glob(f"date={day}/experiment=*/*.parquet")):
+        experiment = unquote(path.parent.name.removeprefix("experiment="))
+        if only.get("experiment", experiment) == experiment:
+            table = pq.ParquetFile(path).read(use_threads=False)
+            columns = {"date": path.parent.parent.name.removeprefix("date="), "experiment": experiment}
+            for column, value in columns.items():
+                table = table.append_column(column, pa.array([value] * table.num_rows, pa.string()))
+            parts.append(_matching(table, only))
     for path in sorted((directory / ".open").glob(f"{name}-*.arrows")):
         found = _stream(path)
         if found is not None:
-            parts.append(ds.dataset(found).to_table(filter=only))
+            parts.append(_matching(found, only))
     if not parts:
         if not (directory / ".open").is_dir():
             raise InvalidArgument.of_field("log", f"{directory} is no decision log: `allocator serve --decision-log DIR` writes one")
         return pa.table({each: pa.array([], pa.string()) for each in ("decision_id", "experiment", "document", "status")})
     return pa.concat_tables(parts, promote_options="default")
+
+
+def _matching(table: pa.Table, only: Mapping[str, Any]) -> pa.Table:
+    for column, value in only.items():
+        table = table.filter(pc.equal(table.column(column), value))
+    return table
 
 
 def _stream(path: Path) -> pa.Table | None:
@@ -253,7 +268,7 @@ def _outcomes(outcomes: pa.Table, ids: pa.ChunkedArray, number: int) -> tuple[Fl
     reward, metrics = np.full(number, np.nan), dict[str, Floats]()
     if not outcomes.num_rows:
         return reward, metrics, 0
-    outcomes = outcomes.filter(pc.field("status") == "ACCEPTED").sort_by("ts")
+    outcomes = _matching(outcomes, {"status": "ACCEPTED"}).sort_by("ts")
     places = pc.index_in(outcomes.column("decision_id"), value_set=ids.combine_chunks()).to_pylist()
     strangers = {one for one, place in zip(outcomes.column("decision_id").to_pylist(), places, strict=True) if place is None}
     columns = (outcomes.column(name).to_pylist() for name in ("metric", "value", "is_reward"))
