@@ -2,6 +2,23 @@
 
 from allocator.simulation.bandit import POLICIES, Runs, simulate
 from allocator.simulation.estimators import BernoulliThompson
+from allocator.simulation.replay import Replayed, replay
+from allocator.simulation.scenario import Scenario
+from allocator.simulation.study import Study, study
 from allocator.simulation.summary import Proportion, Summary, proportion, summarise
 
-__all__ = ["POLICIES", "BernoulliThompson", "Proportion", "Runs", "Summary", "proportion", "simulate", "summarise"]
+__all__ = [
+    "POLICIES",
+    "BernoulliThompson",
+    "Proportion",
+    "Replayed",
+    "Runs",
+    "Scenario",
+    "Study",
+    "Summary",
+    "proportion",
+    "replay",
+    "simulate",
+    "study",
+    "summarise",
+]

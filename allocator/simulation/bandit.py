@@ -101,11 +101,11 @@ def simulate(
     rates, priors, marks, found = _checked(means, horizon, policy, parameter, batch, prior, checkpoints)
     if found:
         raise InvalidArgument(violations=found)
-    chosen = _POLICIES[policy]
+    kind, knob, _ = checked_policy(policy, parameter)
     one = partial(
         _play,
-        kind=chosen.kind,
-        knob=chosen.knob if parameter is None else float(parameter),
+        kind=kind,
+        knob=knob,
         rates=rates,
         horizon=horizon,
         batch=batch,
@@ -116,6 +116,19 @@ def simulate(
     done = replicate(one, replications, random_state, workers=workers, backend=backend, title=title)
     regret, rewards, pulls, arms, paid = (np.stack(column) for column in zip(*done, strict=True))
     return Runs(policy, marks, regret, rewards, pulls, arms if path else None, paid if path else None)
+
+
+def checked_policy(policy: str, parameter: float | None) -> tuple[int, float, list[Violation]]:
+    """Number and parameter of a policy in the kernel, and what is wrong with them."""
+    chosen = _POLICIES.get(policy)
+    if chosen is None:
+        return 0, 0.0, [Violation("policy", f"got {policy!r}; one of {', '.join(POLICIES)} is allowed")]
+    if parameter is None:
+        return chosen.kind, chosen.knob, []
+    if chosen.meaning and chosen.low <= parameter <= chosen.high:
+        return chosen.kind, float(parameter), []
+    what = f"{chosen.meaning}, from {chosen.low:g} to {chosen.high:g}, is allowed" if chosen.meaning else f"{policy} has no parameter"
+    return chosen.kind, chosen.knob, [Violation("parameter", f"got {parameter!r}; {what}")]
 
 
 def warm_up() -> None:
@@ -147,12 +160,7 @@ def _checked(means, horizon, policy, parameter, batch, prior, checkpoints):
             return rates, None, None, found
     if rates.shape[0] not in (1, horizon):
         found.append(Violation("means", f"got {rates.shape[0]} rows; one, or one for each of {horizon} steps, is allowed"))
-    chosen = _POLICIES.get(policy)
-    if chosen is None:
-        found.append(Violation("policy", f"got {policy!r}; one of {', '.join(POLICIES)} is allowed"))
-    elif parameter is not None and not (chosen.meaning and chosen.low <= parameter <= chosen.high):
-        what = f"{chosen.meaning}, from {chosen.low:g} to {chosen.high:g}, is allowed" if chosen.meaning else f"{policy} has no parameter"
-        found.append(Violation("parameter", f"got {parameter!r}; {what}"))
+    found += checked_policy(policy, parameter)[2]
     priors = np.asarray(prior, np.float64)
     if priors.shape == (2,):
         priors = np.repeat(priors[:, None], rates.shape[1], axis=1)

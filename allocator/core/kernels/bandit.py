@@ -117,23 +117,10 @@ def play(kind, knob, rates, rng, key, horizon, batch, prior, checkpoints, regret
             best = rates[t].max()
         if kind == THOMPSON:
             arm = best_draw(rng, constants)
-        elif kind == TOP_TWO:
-            arm = _top_two(rng, constants, successes, failures, knob)
-        elif kind in (GREEDY, EPSILON_GREEDY):
-            explore = kind == EPSILON_GREEDY and rng.random() < knob
-            arm = _any(rng, arms) if explore else _greedy(rng, successes, failures)
-        elif kind in (UCB1, KL_UCB):
-            arm = _optimist(kind == KL_UCB, t, seen, seen_good, pulled, knob)
         elif kind == ORACLE:
             arm = np.argmax(rates[row])
         else:
-            if kind == EXP3:
-                _exp3(estimate, knob, share)
-            elif kind == TSALLIS_INF:
-                _tsallis(estimate, t, share)
-            elif kind == FIXED:
-                _even(share, knob)
-            arm = _draw(rng, share)
+            arm = _choose(kind, knob, t, rng, constants, successes, failures, seen, seen_good, pulled, estimate, share)
         rate = rates[row, arm]
         won_now = uniform_of(key0, key1, t, arm, 0) < rate
         lost += best - rate
@@ -159,6 +146,64 @@ def play(kind, knob, rates, rng, key, horizon, batch, prior, checkpoints, regret
         if place < checkpoints.size and t + 1 == checkpoints[place]:
             regret[place], rewards[place], pulls[place] = lost, won, pulled
             place += 1
+
+
+@njit(cache=True, nogil=True, fastmath=False, error_model="numpy")
+def replay(kind, knob, actions, paid, rng, horizon, prior, pulls):
+    """Walk through a log of uniformly drawn arms: where the policy would have drawn the same, it learns. Returns (matches, successes).
+
+    actions: int64 (n,); paid: bool (n,). kind: any but ORACLE. horizon: of matches. pulls: (arms,), filled. Source: Li, Chu, Langford &
+    Wang 2011, alg. 1.
+    """
+    arms = prior.shape[1]
+    successes, failures = prior[0].copy(), prior[1].copy()
+    waiting, waiting_good = np.zeros(arms, np.int64), np.zeros(arms, np.int64)
+    seen, seen_good = np.zeros(arms, np.int64), np.zeros(arms, np.int64)
+    constants, estimate, share = np.empty((arms, 6)), np.zeros(arms), np.full(arms, 1.0 / arms)
+    for arm in range(arms):
+        set_shape(constants, arm, 0, successes[arm])
+        set_shape(constants, arm, 3, failures[arm])
+    if kind == PLANNED:
+        _planned(successes, failures, knob, share)
+    matches, won = 0, 0
+    for i in range(actions.size):
+        if matches == horizon:
+            break
+        if kind == THOMPSON:
+            arm = best_draw(rng, constants)
+        else:
+            arm = _choose(kind, knob, matches, rng, constants, successes, failures, seen, seen_good, pulls, estimate, share)
+        if arm != actions[i]:
+            continue
+        matches += 1
+        won += paid[i]
+        pulls[arm] += 1
+        waiting[arm], waiting_good[arm] = 1, paid[i]
+        if (kind == EXP3 and paid[i]) or (kind == TSALLIS_INF and not paid[i]):
+            estimate[arm] += 1.0 / share[arm]
+        _learn(arm, waiting, waiting_good, seen, seen_good, successes, failures, constants)
+        if kind == PLANNED:
+            _planned(successes, failures, knob, share)
+    return matches, won
+
+
+@njit(cache=True, nogil=True, fastmath=False, error_model="numpy")
+def _choose(kind, knob, t, rng, constants, successes, failures, seen, seen_good, pulled, estimate, share):
+    """The arm of every policy but Thompson sampling and the oracle."""
+    if kind == TOP_TWO:
+        return _top_two(rng, constants, successes, failures, knob)
+    if kind in (GREEDY, EPSILON_GREEDY):
+        explore = kind == EPSILON_GREEDY and rng.random() < knob
+        return _any(rng, successes.size) if explore else _greedy(rng, successes, failures)
+    if kind in (UCB1, KL_UCB):
+        return _optimist(kind == KL_UCB, t, seen, seen_good, pulled, knob)
+    if kind == EXP3:
+        _exp3(estimate, knob, share)
+    elif kind == TSALLIS_INF:
+        _tsallis(estimate, t, share)
+    elif kind == FIXED:
+        _even(share, knob)
+    return _draw(rng, share)
 
 
 @njit(cache=True, nogil=True, fastmath=False, error_model="numpy")
