@@ -30,6 +30,7 @@ SLICES = 10
 CALLS = 20_000
 THREADS = 4
 IMPORTS = 5
+TINY = {"SLICES": 2, "CALLS": 200, "IMPORTS": 1}
 
 
 @pytest.fixture(scope="module")

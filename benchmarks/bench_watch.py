@@ -29,6 +29,7 @@ from allocator.v1 import operator_service_pb2_grpc as operator_grpc
 
 WATCHERS = 100
 CHANGES = 100
+TINY = {"WATCHERS": 5, "CHANGES": 4}
 
 
 @pytest.fixture(scope="module")
