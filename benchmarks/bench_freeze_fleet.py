@@ -4,7 +4,8 @@ Two real servers, processes of their own, on one real Redis (append only, synced
 Each trial has an experiment of its own whose candidate errs on every request. Outcomes are reported through one server until the next must
 freeze; then that one. Trials take turns with the servers, so that in half of them the planner is the other. From the acknowledgement, and
 so from the commit, every client is asked again and again for a unit that the candidate had; printed is the time of the last answer that
-still named the candidate, in any client. Asking all 100 once takes about a millisecond.
+still named the candidate, in any client. Asking all 100 once takes about a millisecond, with as long a pause after it: the 100 clients
+follow in threads of this one process, and a loop without pauses would keep the interpreter from them, 5 ms at a time.
 
 Run: pytest benchmarks/bench_freeze_fleet.py -s
 """
@@ -38,6 +39,7 @@ CLIENTS = 50  # of each server
 TINY = {"TRIALS": 2, "CLIENTS": 3}
 LIMIT, ALPHA = 0.02, 0.001
 PATIENCE_SECONDS = 60.0
+PASS_SECONDS = 0.001
 
 
 @dataclass(frozen=True)
@@ -115,6 +117,7 @@ def trial(name: str, operator: operator_grpc.OperatorServiceStub, reporter: Clie
         if still:
             last, served = time.perf_counter(), served + len(still)
         going = still
+        time.sleep(PASS_SECONDS)
     return Trial(last - acknowledged, served)
 
 
