@@ -45,6 +45,10 @@ def check_workers(config: Config, workers: int) -> None:
             f"got {workers} and --access {config.access}; workers do not look at tokens, so let one process do it",
             reason="INVALID_CONFIG",
         )
+    if config.decision_log:
+        raise InvalidArgument.of_field(
+            "workers", f"got {workers} and --decision-log; workers do not write one, so let one process do it", reason="INVALID_CONFIG"
+        )
     if not hasattr(socket, "SO_REUSEPORT"):
         raise InvalidArgument.of_field("workers", "this system lets no two processes share a port", reason="INVALID_CONFIG")
 

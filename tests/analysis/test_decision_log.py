@@ -23,6 +23,8 @@ from allocator.core.experiment import Assignment, Exposure, Policy, PolicyKind, 
 from allocator.core.outcome import Outcome
 from allocator.errors import InvalidArgument, NotFound, Unavailable
 from allocator.server import decision_log
+from allocator.server.config import Config
+from allocator.server.workers import check_workers
 from tests.conftest import two_arms
 
 SECRET_UNIT = "ada.lovelace@example.org"
@@ -358,6 +360,12 @@ def test_a_folder_that_cannot_be_written_is_refused_at_the_start(logging, tmp_pa
     (tmp_path / "file").write_text("")
     with pytest.raises(Unavailable, match="cannot be written"):
         decision_log.DecisionLog(tmp_path / "file", r.engine.live, r.engine.registry, r.clock.now).start()
+
+
+def test_workers_which_write_no_log_are_refused_beside_one(tmp_path):
+    with pytest.raises(InvalidArgument, match="workers do not write one"):
+        check_workers(Config(decision_log=str(tmp_path)), 2)
+    check_workers(Config(), 2)
 
 
 def start_server(folder):
