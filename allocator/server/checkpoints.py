@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 
 import structlog
 
@@ -25,9 +26,12 @@ log = structlog.get_logger()
 
 
 class Checkpoints:
-    """Follows the audit log of a store. path: the file to append to; "" for the server's log alone."""
+    """Follows the audit log of a store. path: the file to append to; "" for the server's log alone. broken: called for each record that
+    does not fit the one before it.
+    """
 
-    def __init__(self, store: Store, path: str, clock: Clock) -> None:
+    def __init__(self, store: Store, path: str, clock: Clock, broken: Callable[[], None] = lambda: None) -> None:
+        self._broken = broken
         self._store = store
         self._path = path
         self._clock = clock
@@ -56,6 +60,7 @@ class Checkpoints:
                 fits = record.sequence == self._sequence + 1 and seal(record.sequence, self._digest, record.entry).digest == record.digest
                 if not fits:
                     log.error("audit.broken", sequence=record.sequence)
+                    self._broken()
                 self._sequence, self._digest = record.sequence, record.digest
 
     def _append(self) -> None:

@@ -99,7 +99,7 @@ class Server:
             registry = CollectorRegistry()
             self.tokens = Tokens(store, self._clock, self._entropy)
             refresh_tokens(self.tokens)
-            self._checkpoints = Checkpoints(store, config.audit_checkpoint, self._clock)
+            self._checkpoints = Checkpoints(store, config.audit_checkpoint, self._clock, lambda: metrics.audit_broken.inc())
             self.engine = Engine(
                 store,
                 self._clock,

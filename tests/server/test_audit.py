@@ -202,7 +202,8 @@ def test_checkpoints_are_written_when_the_log_has_grown(tmp_path):
 
 def test_a_log_that_was_altered_under_a_running_server_is_told_at_the_next_checkpoint(tmp_path):
     store = MemoryStore()
-    checkpoints = Checkpoints(store, "", ManualClock())
+    told = []
+    checkpoints = Checkpoints(store, "", ManualClock(), lambda: told.append(1))
     store.put("note", "a", "1", None, [AuditEntry(1.0, "ann", "x", "")])
     checkpoints.write()
     store.put("note", "b", "1", None, [AuditEntry(2.0, "ann", "x", ""), AuditEntry(3.0, "ann", "y", "")])
@@ -210,6 +211,7 @@ def test_a_log_that_was_altered_under_a_running_server_is_told_at_the_next_check
     with capture_logs() as logs:
         checkpoints.write()
     assert [entry["sequence"] for entry in logs if entry["event"] == "audit.broken"] == [2, 3]
+    assert told == [1, 1]
 
 
 def test_a_checkpoint_that_cannot_be_written_is_told_and_stops_nothing(tmp_path):
