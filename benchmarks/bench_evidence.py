@@ -12,7 +12,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from allocator.core import confidence, evidence
+from allocator.core import confidence, evidence, evidence_labels, evidence_rates
 from allocator.core.kernels import evidence as kernels
 from allocator.core.sample_ratio import log_fixed_sample_ratio
 
@@ -24,7 +24,7 @@ def _counts(size: int) -> tuple[np.ndarray, np.ndarray]:
     return exposed, np.random.default_rng(1).binomial(size, 0.008, exposed.shape).astype(float)
 
 
-def _plain(grid: evidence.RateGrid, exposed: np.ndarray, events: np.ndarray) -> np.ndarray:
+def _plain(grid: evidence_rates.RateGrid, exposed: np.ndarray, events: np.ndarray) -> np.ndarray:
     """The recursion of WEIGHTED restarts over all streams at once, one bucket after another."""
     terms = np.full((STREAMS, grid.log_weight.size), -np.inf)
     restarts, in_block, out = np.zeros(STREAMS), np.zeros(STREAMS), np.empty(exposed.shape)
@@ -43,14 +43,15 @@ def _plain(grid: evidence.RateGrid, exposed: np.ndarray, events: np.ndarray) -> 
 
 @pytest.fixture(scope="module", autouse=True)
 def compiled() -> None:
-    evidence.warm_up()
+    evidence_rates.warm_up()
+    evidence_labels.warm_up()
     confidence.warm_up()
 
 
 @pytest.mark.benchmark(group="16 streams x 60 open buckets")
 @pytest.mark.parametrize("size", [10, 60, 1000])
 def test_loops_alone(benchmark, size):
-    grid, (exposed, events) = evidence.rate_grid(0.01), _counts(size)
+    grid, (exposed, events) = evidence_rates.rate_grid(0.01), _counts(size)
     rows = [np.tile(part, (STREAMS, 1)) for part in (grid.log_weight, grid.log_event, grid.log_clear)]
     out, uncapped = np.empty(exposed.shape), np.full(STREAMS, np.inf)
 
@@ -64,33 +65,33 @@ def test_loops_alone(benchmark, size):
 @pytest.mark.benchmark(group="16 streams x 60 open buckets")
 @pytest.mark.parametrize("size", [10, 60, 1000])
 def test_fold_many(benchmark, size):
-    grid, counts = evidence.rate_grid(0.01), _counts(size)
-    _, found = benchmark(evidence.fold_many, [grid] * STREAMS, [evidence.no_restarts(grid)] * STREAMS, *counts)
+    grid, counts = evidence_rates.rate_grid(0.01), _counts(size)
+    _, found = benchmark(evidence_rates.fold_many, [grid] * STREAMS, [evidence.no_restarts(grid)] * STREAMS, *counts)
     assert np.allclose(found, _plain(grid, *counts), rtol=1e-10)
 
 
 @pytest.mark.benchmark(group="16 streams x 60 open buckets")
 @pytest.mark.parametrize("size", [10, 60, 1000])
 def test_the_same_in_numpy(benchmark, size):
-    benchmark(_plain, evidence.rate_grid(0.01), *_counts(size))
+    benchmark(_plain, evidence_rates.rate_grid(0.01), *_counts(size))
 
 
 @pytest.mark.benchmark(group="one call")
 def test_fold_one_stream(benchmark):
-    grid, (exposed, events) = evidence.rate_grid(0.01), _counts(60)
-    benchmark(evidence.fold, grid, evidence.no_restarts(grid), exposed[0], events[0])
+    grid, (exposed, events) = evidence_rates.rate_grid(0.01), _counts(60)
+    benchmark(evidence_rates.fold, grid, evidence.no_restarts(grid), exposed[0], events[0])
 
 
 @pytest.mark.benchmark(group="one call")
 def test_log_evidence_of_one_pair(benchmark):
-    benchmark(evidence.log_evidence, evidence.rate_grid(0.01), 1000, 10)
+    benchmark(evidence_rates.log_evidence, evidence_rates.rate_grid(0.01), 1000, 10)
 
 
 @pytest.mark.benchmark(group="one call")
 def test_label_evidence_of_a_hundred_cells(benchmark):
-    grid, rng = evidence.label_grid(1.0), np.random.default_rng(2)
+    grid, rng = evidence_labels.label_grid(1.0), np.random.default_rng(2)
     cells = rng.integers(0, 5, 100), rng.integers(0, 50, 100), rng.uniform(0.01, 0.5, 100)
-    benchmark(lambda: evidence.log_label_evidence(grid, evidence.label_sums(grid, *cells)))
+    benchmark(lambda: evidence_labels.log_label_evidence(grid, evidence_labels.label_sums(grid, *cells)))
 
 
 @pytest.mark.benchmark(group="one call")

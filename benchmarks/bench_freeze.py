@@ -30,7 +30,8 @@ import numpy as np
 import pytest
 import uvloop
 
-from allocator.core.evidence import fold, freeze_threshold, no_restarts, rate_grid
+from allocator.core.evidence import freeze_threshold, no_restarts
+from allocator.core.evidence_rates import fold, rate_grid
 from allocator.v1 import allocator_pb2 as pb
 from allocator.v1 import allocator_service_pb2 as service_pb
 from allocator.v1 import allocator_service_pb2_grpc as service_grpc

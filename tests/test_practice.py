@@ -9,7 +9,7 @@ from importlib.resources import files
 import numpy as np
 import pytest
 
-from allocator.core.evidence import log_safety, safety_grid
+from allocator.core.evidence_rates import log_safety, safety_grid
 from allocator.core.guardrail import SAFETY_ALPHA
 
 PAGE = files("allocator").joinpath("assets/docs/practice.md").read_text(encoding="utf-8")

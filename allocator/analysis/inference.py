@@ -32,8 +32,8 @@ from allocator.core.calibration import (
     log_calibration,
     reliability,
 )
+from allocator.core.checked import checked_alpha
 from allocator.core.confidence import confidence_sequence, difference_sequence, empirical_bernstein, relative_risk
-from allocator.core.evidence import checked_alpha
 from allocator.core.sample_ratio import log_adaptive_sample_ratio, p_value, sample_ratio_sums
 from allocator.errors import InvalidArgument
 

@@ -32,8 +32,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from allocator.core.checked import checked_alpha
 from allocator.core.confidence import asymptotic_half_width, confidence_sequence
-from allocator.core.evidence import checked_alpha
 from allocator.errors import InvalidArgument, Refused
 
 Floats = NDArray[np.float64]

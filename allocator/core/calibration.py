@@ -23,28 +23,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
+from allocator.core.checked import Floats, checked_alpha, checked_amounts, checked_counts, invalid
 from allocator.core.confidence import confidence_sequence
-from allocator.core.evidence import (
-    BLOCK,
-    Floats,
-    LabelGrid,
-    LabelSums,
-    RateGrid,
-    Restarts,
-    Schedule,
-    checked_alpha,
-    checked_amounts,
-    checked_counts,
-    fold_many,
-    invalid,
-    label_sums,
-    log_average,
-    log_label_evidence,
-    no_restarts,
-    rate_grid,
-    safety_grid,
-    two_sided_label_grid,
-)
+from allocator.core.evidence import BLOCK, Restarts, Schedule, no_restarts
+from allocator.core.evidence_labels import LabelGrid, LabelSums, label_sums, log_label_evidence, two_sided_label_grid
+from allocator.core.evidence_rates import RateGrid, fold_many, rate_grid, safety_grid
+from allocator.core.evidence_streams import log_average
 
 # ---------------------------------------------------------------------------------------------------- calibration
 

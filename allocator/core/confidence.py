@@ -29,16 +29,8 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import ArrayLike
 
-from allocator.core.evidence import (
-    Floats,
-    checked_alpha,
-    checked_amounts,
-    checked_counts,
-    invalid,
-    label_grid,
-    label_sums,
-    log_label_evidence,
-)
+from allocator.core.checked import Floats, checked_alpha, checked_amounts, checked_counts, invalid
+from allocator.core.evidence_labels import label_grid, label_sums, log_label_evidence
 from allocator.core.kernels import evidence as kernels
 
 START_EVENTS = 30  # events, and non-events, that each arm needs before an asymptotic interval is shown

@@ -21,7 +21,10 @@ from enum import Enum
 import numpy as np
 from numpy.typing import NDArray
 
-from allocator.core import evidence as ev
+from allocator.core.evidence import Restarts, Schedule, detector_threshold, log_level, no_restarts, persistence_cap
+from allocator.core.evidence_labels import LabelGrid, LabelSums, fold_labels, label_grid, label_sums, log_label_evidence, stack
+from allocator.core.evidence_rates import RateGrid, fold_many, log_safety_many, look_many, rate_grid, safety_grid
+from allocator.core.evidence_streams import to_blame
 from allocator.core.experiment import BreachAction, Experiment, Guardrail, Per
 from allocator.core.lifecycle import Status
 from allocator.core.record import Stream
@@ -216,7 +219,7 @@ def close(experiment: Experiment, status: Status, streams: Iterable[Stream], cou
     groups = _groups(experiment, status, held, counts, now)
     for group, folded in zip(groups, _fold(experiment, status, groups), strict=True):
         for stream, (breach, detector) in zip(group.streams, folded, strict=True):
-            closed.append(replace(stream, breach=breach, detector=detector, log_evidence=ev.log_level(group.grid, breach)))
+            closed.append(replace(stream, breach=breach, detector=detector, log_evidence=log_level(group.grid, breach)))
     return tuple(closed)
 
 
@@ -238,7 +241,7 @@ class _Group:
     """
 
     guardrail: Guardrail
-    grid: ev.RateGrid | ev.LabelGrid
+    grid: RateGrid | LabelGrid
     low: float
     high: float
     streams: tuple[Stream, ...]
@@ -248,8 +251,8 @@ class _Group:
     events: NDArray[np.float64]
     asked: NDArray[np.float64]
     matured: NDArray[np.bool_]
-    labels: tuple[tuple[ev.LabelSums, ...], ...] = ()
-    safe_labels: tuple[tuple[ev.LabelSums, ...], ...] = ()
+    labels: tuple[tuple[LabelSums, ...], ...] = ()
+    safe_labels: tuple[tuple[LabelSums, ...], ...] = ()
     one_sided: NDArray[np.bool_] | None = None
 
 
@@ -277,10 +280,10 @@ def _group(
     guardrail = experiment.guardrails[index]
     low, high = _range(experiment, guardrail)
     relative = guardrail.max_ratio is not None
-    grid = ev.label_grid(guardrail.max_ratio) if relative else ev.rate_grid(guardrail.loss_limit(low, high))
+    grid = label_grid(guardrail.max_ratio) if relative else rate_grid(guardrail.loss_limit(low, high))
     segments = segments_of(experiment, guardrail)
     arms = _candidates(experiment) if relative else list(range(len(experiment.arms)))
-    name, fresh = key_of(guardrail, status.activation), ev.no_restarts(grid)
+    name, fresh = key_of(guardrail, status.activation), no_restarts(grid)
     streams = tuple(held.get((name, arm, segment)) or Stream(name, arm, segment, fresh, fresh) for arm in arms for segment in segments)
 
     if segments == (ALL,):
@@ -332,10 +335,10 @@ def _labels_of(
     matured: NDArray[np.bool_],
     *,
     above: bool,
-) -> tuple[ev.LabelSums, ...]:
+) -> tuple[LabelSums, ...]:
     """The label sums of each bucket: bad outcomes of the candidate and the incumbent, both with a chance when they were drawn."""
-    grid = ev.label_grid(guardrail.max_ratio, above=above)
-    empty = ev.LabelSums(0.0, 0.0, np.zeros(grid.log_weight.size))
+    grid = label_grid(guardrail.max_ratio, above=above)
+    empty = LabelSums(0.0, 0.0, np.zeros(grid.log_weight.size))
     rows = counts.labels.get(index)
     if rows is None or not rows.bucket.size:
         return (empty,) * counts.buckets.size
@@ -353,7 +356,7 @@ def _labels_of(
         mine = rows.arm[here] == stream.arm
         weight = rows.weight[here]
         pi = candidate[here] / (candidate[here] + incumbent[here])
-        sums.append(ev.label_sums(grid, np.where(mine, weight, 0.0), np.where(mine, 0.0, weight), pi))
+        sums.append(label_sums(grid, np.where(mine, weight, 0.0), np.where(mine, 0.0, weight), pi))
     return tuple(sums)
 
 
@@ -361,7 +364,7 @@ def _levels(experiment: Experiment, status: Status, groups: Sequence[_Group]) ->
     """Evidence now of each group's streams: (2, N), natural logs of breach and detector."""
     if not groups[0].buckets.size:
         return [
-            np.array([[ev.log_level(g.grid, s.breach) for s in g.streams], [ev.log_level(g.grid, s.detector) for s in g.streams]])
+            np.array([[log_level(g.grid, s.breach) for s in g.streams], [log_level(g.grid, s.detector) for s in g.streams]])
             for g in groups
         ]
     alpha = alpha_of(experiment, status.activation)
@@ -370,7 +373,7 @@ def _levels(experiment: Experiment, status: Status, groups: Sequence[_Group]) ->
     if rates:
         grids, exposed, events, caps = _stacked(rates, alpha)
         streams = [stream for group in rates for stream in group.streams]
-        levels = ev.look_many(grids, [s.breach for s in streams], [s.detector for s in streams], exposed, events, caps=caps)
+        levels = look_many(grids, [s.breach for s in streams], [s.detector for s in streams], exposed, events, caps=caps)
         at = 0
         for group in rates:
             found[id(group)] = levels[:, at : at + len(group.streams)]
@@ -378,11 +381,11 @@ def _levels(experiment: Experiment, status: Status, groups: Sequence[_Group]) ->
     for group in groups:
         if group.guardrail.relative:
             folded = _fold_labels(group, alpha)
-            found[id(group)] = np.array([[ev.log_level(group.grid, state) for state in states] for states in zip(*folded, strict=True)])
+            found[id(group)] = np.array([[log_level(group.grid, state) for state in states] for states in zip(*folded, strict=True)])
     return [found[id(group)] for group in groups]
 
 
-def _fold(experiment: Experiment, status: Status, groups: Sequence[_Group]) -> list[list[tuple[ev.Restarts, ev.Restarts]]]:
+def _fold(experiment: Experiment, status: Status, groups: Sequence[_Group]) -> list[list[tuple[Restarts, Restarts]]]:
     """Breach and detector state of each group's streams after their buckets."""
     alpha = alpha_of(experiment, status.activation)
     done = []
@@ -394,35 +397,35 @@ def _fold(experiment: Experiment, status: Status, groups: Sequence[_Group]) -> l
             done.append(_fold_labels(group, alpha))
             continue
         grids, exposed, events, caps = _stacked([group], alpha)
-        breach, _ = ev.fold_many(grids, [s.breach for s in group.streams], exposed, events, ev.Schedule.WEIGHTED, caps=caps)
-        detector, _ = ev.fold_many(grids, [s.detector for s in group.streams], exposed, events, ev.Schedule.SHIRYAEV_ROBERTS)
+        breach, _ = fold_many(grids, [s.breach for s in group.streams], exposed, events, Schedule.WEIGHTED, caps=caps)
+        detector, _ = fold_many(grids, [s.detector for s in group.streams], exposed, events, Schedule.SHIRYAEV_ROBERTS)
         done.append(list(zip(breach, detector, strict=True)))
     return done
 
 
 def _stacked(
     groups: Sequence[_Group], alpha: float
-) -> tuple[list[ev.RateGrid], NDArray[np.float64], NDArray[np.float64], list[float | None]]:
+) -> tuple[list[RateGrid], NDArray[np.float64], NDArray[np.float64], list[float | None]]:
     return (
         [group.grid for group in groups for _ in group.streams],
         np.concatenate([group.exposed for group in groups]),
         np.concatenate([group.events for group in groups]),
-        [ev.persistence_cap(alpha, group.guardrail.persistence) for group in groups for _ in group.streams],
+        [persistence_cap(alpha, group.guardrail.persistence) for group in groups for _ in group.streams],
     )
 
 
-def _fold_labels(group: _Group, alpha: float) -> list[tuple[ev.Restarts, ev.Restarts]]:
-    cap = ev.persistence_cap(alpha, group.guardrail.persistence)
+def _fold_labels(group: _Group, alpha: float) -> list[tuple[Restarts, Restarts]]:
+    cap = persistence_cap(alpha, group.guardrail.persistence)
     done = []
     for stream, exposed, labels in zip(group.streams, group.exposed, group.labels, strict=True):
         if not group.buckets.size:
             done.append((stream.breach, stream.detector))
             continue
-        sums = ev.stack(labels)
+        sums = stack(labels)
         done.append(
             (
-                ev.fold_labels(group.grid, stream.breach, exposed, sums, ev.Schedule.WEIGHTED, cap=cap)[0],
-                ev.fold_labels(group.grid, stream.detector, exposed, sums, ev.Schedule.SHIRYAEV_ROBERTS)[0],
+                fold_labels(group.grid, stream.breach, exposed, sums, Schedule.WEIGHTED, cap=cap)[0],
+                fold_labels(group.grid, stream.detector, exposed, sums, Schedule.SHIRYAEV_ROBERTS)[0],
             )
         )
     return done
@@ -441,9 +444,9 @@ def _safe(experiment: Experiment, group: _Group, stage_bucket: int) -> Safe:
         events = np.array([stream.safe_events for stream in group.streams]) + (group.events * use).sum(axis=1)
         return [(c, e, ()) for c, e in zip(count.tolist(), np.minimum(events, count).tolist(), strict=True)]
     done = []
-    size = ev.label_grid(group.guardrail.max_ratio, above=False).log_weight.size
+    size = label_grid(group.guardrail.max_ratio, above=False).log_weight.size
     for row, stream in enumerate(group.streams):
-        total = ev.LabelSums(stream.safe_events, stream.safe_count, np.array(stream.safe_denominators or (0.0,) * size))
+        total = LabelSums(stream.safe_events, stream.safe_count, np.array(stream.safe_denominators or (0.0,) * size))
         for sums, taken in zip(group.safe_labels[row], use[row], strict=True):
             if taken:
                 total = total + sums
@@ -460,15 +463,15 @@ def _log_safety(groups: Sequence[_Group], safe: Sequence[Safe]) -> list[list[flo
             if count == 0 and bad == 0:
                 continue
             if group.guardrail.max_ratio is not None:
-                grid = ev.label_grid(group.guardrail.max_ratio, above=False)
-                found[index][row] = float(ev.log_label_evidence(grid, ev.LabelSums(bad, count, np.array(denominators))))
+                grid = label_grid(group.guardrail.max_ratio, above=False)
+                found[index][row] = float(log_label_evidence(grid, LabelSums(bad, count, np.array(denominators))))
                 continue
-            grids.append(ev.safety_grid(group.guardrail.loss_limit(group.low, group.high)))
+            grids.append(safety_grid(group.guardrail.loss_limit(group.low, group.high)))
             counts.append(count)
             events.append(bad)
             places.append((index, row))
     if grids:
-        for (index, row), log in zip(places, ev.log_safety_many(grids, counts, events).tolist(), strict=True):
+        for (index, row), log in zip(places, log_safety_many(grids, counts, events).tolist(), strict=True):
             found[index][row] = log
     return found
 
@@ -521,7 +524,7 @@ def _find(
     for row, stream in enumerate(group.streams):
         log_breach, reported, events = breach_levels[row], totals.reported[row], totals.events[row]
         run_length = max(LEAST_RUN_LENGTH, totals.exposed[row] / max(running_seconds, 1.0) * RUN_LENGTH_SECONDS)
-        log_warning = ev.detector_threshold(run_length)
+        log_warning = detector_threshold(run_length)
         proven = totals.log_safety[row] >= -math.log(SAFETY_ALPHA)
         warning = stream.warning_since
         if detector_levels[row] < log_warning:
@@ -618,7 +621,7 @@ def _judge(experiment: Experiment, alpha: float, arm: int, findings: Sequence[Fi
         level = top + math.log(math.fsum(math.exp(term - top) for term in terms))
         if level >= threshold:
             logs = np.array([f.log_evidence for f in stops])
-            named = ev.to_blame(logs, alpha)
+            named = to_blame(logs, alpha)
             if not named.any():
                 named = logs == logs.max()
             guilty = [f for f, is_named in zip(stops, named, strict=True) if is_named]

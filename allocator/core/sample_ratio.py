@@ -40,16 +40,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from allocator.core.assignment import SLOTS
-from allocator.core.evidence import (
-    Floats,
-    LabelGrid,
-    LabelSums,
-    checked_amounts,
-    invalid,
-    label_sums,
-    log_label_evidence,
-    two_sided_label_grid,
-)
+from allocator.core.checked import Floats, checked_amounts, invalid
+from allocator.core.evidence_labels import LabelGrid, LabelSums, label_sums, log_label_evidence, two_sided_label_grid
 
 ALPHA = 1e-4  # level of the alarm
 CONCENTRATION = 100.0  # of the Dirichlet mixture: how near the design its alternatives lie

@@ -28,7 +28,7 @@ from grpc_health.v1.health import aio as health
 from grpc_reflection.v1alpha.reflection import SERVICE_NAME as REFLECTION_NAME
 from prometheus_client import CollectorRegistry, make_wsgi_app
 
-from allocator.core import best_arm, confidence, evidence
+from allocator.core import best_arm, confidence, evidence_labels, evidence_rates
 from allocator.engine.engine import DAMAGED, Engine
 from allocator.engine.tokens import Tokens
 from allocator.errors import AllocatorError, Overloaded, Refused, Unavailable
@@ -94,7 +94,8 @@ class Server:
         try:
             keepsake = DiskKeepsake(config.kept_in) if config.kept_in else None
             best_arm.warm_up()
-            evidence.warm_up()
+            evidence_rates.warm_up()
+            evidence_labels.warm_up()
             confidence.warm_up()
             registry = CollectorRegistry()
             self.tokens = Tokens(store, self._clock, self._entropy)

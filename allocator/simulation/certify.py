@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy.special import ndtri
 
-from allocator.core.evidence import log_safety, safety_grid
+from allocator.core.evidence_rates import log_safety, safety_grid
 from allocator.core.experiment import BreachAction, Experiment, Guardrail, RewardModel
 from allocator.core.guardrail import SAFETY_ALPHA
 from allocator.core.outcome import metric_names

@@ -30,7 +30,7 @@ from scipy.stats import binomtest  # noqa: E402
 
 from allocator.core.best_arm import prob_best  # noqa: E402
 from allocator.core.confidence import confidence_sequence, difference_sequence  # noqa: E402
-from allocator.core.evidence import label_grid, label_sums, log_label_evidence  # noqa: E402
+from allocator.core.evidence_labels import label_grid, label_sums, log_label_evidence  # noqa: E402
 from allocator.core.posterior import BetaPosterior  # noqa: E402
 from simulations.telling import steps, table  # noqa: E402
 

@@ -22,7 +22,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import rankdata
 
-from allocator.core.evidence import BLOCK, LabelSums, fold, fold_labels, freeze_threshold, label_grid, no_restarts, rate_grid
+from allocator.core.evidence import BLOCK, freeze_threshold, no_restarts
+from allocator.core.evidence_labels import LabelSums, fold_labels, label_grid
+from allocator.core.evidence_rates import fold, rate_grid
 from simulations.rules.streams import LIMIT, REQUESTS, SECONDS, SHARE, Day
 
 Floats = NDArray[np.float64]

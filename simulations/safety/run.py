@@ -26,7 +26,8 @@ import matplotlib.pyplot as plt  # noqa: E402
 import numpy as np  # noqa: E402
 import structlog  # noqa: E402
 
-from allocator.core.evidence import freeze_threshold, no_restarts, rate_grid  # noqa: E402
+from allocator.core.evidence import freeze_threshold, no_restarts  # noqa: E402
+from allocator.core.evidence_rates import rate_grid  # noqa: E402
 from simulations.safety import service, streams  # noqa: E402
 from simulations.telling import share_of, steps, table  # noqa: E402
 from tests.core import exact_freeze as exact  # noqa: E402

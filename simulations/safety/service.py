@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from allocator.core.decision import Decision
-from allocator.core.evidence import log_evidence, rate_grid
+from allocator.core.evidence_rates import log_evidence, rate_grid
 from allocator.core.experiment import (
     Arm,
     Assignment,

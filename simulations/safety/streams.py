@@ -13,7 +13,8 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from allocator.core.evidence import RateGrid, Restarts, fold_many, log_evidence, no_restarts
+from allocator.core.evidence import Restarts, no_restarts
+from allocator.core.evidence_rates import RateGrid, fold_many, log_evidence
 from tests.core.exact_freeze import naive_z_boundary
 
 Floats = NDArray[np.float64]

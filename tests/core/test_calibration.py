@@ -21,7 +21,9 @@ from allocator.core.calibration import (
     reliability,
 )
 from allocator.core.confidence import confidence_sequence
-from allocator.core.evidence import Schedule, detector_threshold, fold, log_average, no_restarts
+from allocator.core.evidence import Schedule, detector_threshold, no_restarts
+from allocator.core.evidence_rates import fold
+from allocator.core.evidence_streams import log_average
 from allocator.errors import InvalidArgument
 
 

@@ -22,7 +22,7 @@ from allocator.core.confidence import (
     relative_risk,
     warm_up,
 )
-from allocator.core.evidence import label_grid, label_sums, log_label_evidence
+from allocator.core.evidence_labels import label_grid, label_sums, log_label_evidence
 from allocator.core.kernels import evidence as kernels
 from allocator.errors import InvalidArgument
 

@@ -14,25 +14,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from allocator.core.evidence import (
-    LOG_ZERO,
-    BetSums,
-    Bounded,
-    Schedule,
-    bet_sums,
-    difference_grid,
-    difference_sums,
-    fold,
-    fold_bets,
-    freeze_threshold,
-    log_bet_evidence,
-    log_evidence,
-    log_level,
-    no_restarts,
-    rate_grid,
-    safety_grid,
-    warm_up,
-)
+from allocator.core.evidence import LOG_ZERO, Bounded, Schedule, freeze_threshold, log_level, no_restarts
+from allocator.core.evidence_bets import BetSums, bet_sums, difference_grid, difference_sums, fold_bets, log_bet_evidence
+from allocator.core.evidence_labels import warm_up
+from allocator.core.evidence_rates import fold, log_evidence, rate_grid, safety_grid
 from allocator.core.kernels import evidence as kernels
 from allocator.errors import InvalidArgument
 

@@ -12,20 +12,10 @@ from functools import lru_cache
 import numpy as np
 import pytest
 
-from allocator.core.evidence import (
-    LabelSums,
-    Schedule,
-    detector_threshold,
-    fold_many,
-    label_grid,
-    label_sums,
-    log_average,
-    log_evidence,
-    log_label_evidence,
-    no_restarts,
-    persistence_cap,
-    rate_grid,
-)
+from allocator.core.evidence import Schedule, detector_threshold, no_restarts, persistence_cap
+from allocator.core.evidence_labels import LabelSums, label_grid, label_sums, log_label_evidence
+from allocator.core.evidence_rates import fold_many, log_evidence, rate_grid
+from allocator.core.evidence_streams import log_average
 
 from . import exact_freeze as exact
 

@@ -11,7 +11,8 @@ import math
 import numpy as np
 import pytest
 
-from allocator.core.evidence import freeze_threshold, rate_grid
+from allocator.core.evidence import freeze_threshold
+from allocator.core.evidence_rates import rate_grid
 from simulations.safety import service, streams
 
 from . import exact_freeze as exact
