@@ -28,7 +28,8 @@ import numpy as np
 import pytest
 
 from allocator.client import Client, LocalClient
-from allocator.core.evidence import fold, freeze_threshold, no_restarts, rate_grid
+from allocator.core.evidence import freeze_threshold, no_restarts
+from allocator.core.evidence_rates import fold, rate_grid
 from allocator.v1 import allocator_pb2 as pb
 from allocator.v1 import operator_service_pb2 as operator_pb
 from allocator.v1 import operator_service_pb2_grpc as operator_grpc
