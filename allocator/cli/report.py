@@ -24,6 +24,7 @@ from allocator.errors import AllocatorError, InvalidArgument
 if TYPE_CHECKING:
     from allocator.analysis.report import Report, Source
 
+NOTE = "experiment.note"  # its text is what changed; other records say why
 MaybeLog = Annotated[
     Path | None,
     typer.Option("--log", metavar="DIR", help="The decision log.", exists=True, file_okay=False, show_default="none"),
@@ -139,7 +140,9 @@ def _source(described: Any, counted: Any, audit: list[Any]) -> Source:
             )
             for g in described.guardrails
         ],
-        events=[analysis.Event(r.time.ToNanoseconds() / 1e9, r.actor, r.action, r.reason) for r in audit],
+        events=[
+            analysis.Event(r.time.ToNanoseconds() / 1e9, r.actor, r.action, r.after if r.action == NOTE else r.reason) for r in audit
+        ],
         notes=list(described.notes),
         facts={
             "state": f"{state}: {status.reason}" if status.reason else state,

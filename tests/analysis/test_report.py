@@ -180,6 +180,11 @@ def test_a_replay_asks_the_server_whether_the_id_is_genuine(served):
     assert said("replay", forged, "--log", str(served.log), "--server", served.address).code == 2
 
 
+def test_notes_stand_in_the_timeline_with_their_text(served):
+    assert said("note", "ranker", "--text", "the cache was cold", server=served.address).code == 0
+    assert told(served)["timeline"][-1]["reason"] == "the cache was cold"
+
+
 def test_an_export_is_one_file(served, tmp_path):
     done = said("export", "ranker", "--log", str(served.log), "--out", str(tmp_path / "all.parquet"))
     assert (done.code, "wrote 3001 decisions" in done.err) == (0, True)
