@@ -29,10 +29,12 @@ import pytest
 import uvloop
 
 from allocator.core.decision_id import COUNTED, FIRST, mint
+from allocator.stores.redis import RedisStore
 from allocator.v1 import allocator_pb2 as pb
 from allocator.v1 import allocator_service_pb2 as service_pb
 from allocator.v1 import operator_service_pb2 as operator_pb
 from allocator.v1 import operator_service_pb2_grpc as operator_grpc
+from tests.redis_servers import Node, until
 
 BATCH = 500
 IN_FLIGHT = 8
@@ -45,9 +47,9 @@ REPORT = "/allocator.v1.AllocatorService/ReportOutcomes"
 
 
 @contextlib.contextmanager
-def serving(store: str) -> Iterator[str]:
+def serving(store: str, *more: str) -> Iterator[str]:
     """A server process on this store; its address."""
-    flags = ("--listen", "127.0.0.1:0", "--metrics", "127.0.0.1:0", "--store", store, "--log-format", "json")
+    flags = ("--listen", "127.0.0.1:0", "--metrics", "127.0.0.1:0", "--store", store, "--log-format", "json", *more)
     with subprocess.Popen([sys.executable, "-m", "allocator", "serve", *flags], stderr=subprocess.PIPE, text=True) as process:
         try:
             for line in process.stderr:
@@ -121,6 +123,24 @@ def rounds(address: str, key: bytes, uid: bytes, kind: str) -> list[float]:
 
 def show(title: str, rates: list[float]) -> None:
     print(f"\n{title}: {statistics.median(rates):,.0f} outcomes/s, median of {len(rates)} rounds ({min(rates):,.0f} to {max(rates):,.0f})")
+
+
+@pytest.mark.parametrize("wait", [0, 1])
+def test_durable_ingest_with_redis(tmp_path, wait):
+    """On one server with appendfsync everysec, as Redis is mostly run; and acknowledged by a replica."""
+    with contextlib.ExitStack() as stack:
+        primary = stack.enter_context(Node(tmp_path / "primary", repl_diskless_sync_delay=0))
+        if wait:
+            stack.enter_context(Node(tmp_path / "replica", replicaof=f"127.0.0.1 {primary.port}"))
+            until(lambda: "'online'" in str(primary.ask("INFO", "replication")), "the replica follows")
+        address = stack.enter_context(serving(f"{primary.url}?wait={wait}", "--state", str(tmp_path / "state")))
+        uid = uvloop.run(prepare(address))
+        key = RedisStore(primary.url).secret()
+        rates = rounds(address, key, uid, WITH_ERROR)
+        fields = primary.ask("HGETALL", f"{{allocator:{uid.hex()}}}:open")
+        stored = sum(int(value) for name, value in fields.items() if name.split(" ")[1] == "0" and name.endswith(" _reward"))
+    show(f"Redis, wait={wait}, reports of {BATCH}, each with {WITH_ERROR}", rates)
+    assert stored == ROUNDS * REPORTS * BATCH
 
 
 @pytest.fixture

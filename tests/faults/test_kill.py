@@ -10,13 +10,18 @@ import asyncio
 import random
 import statistics
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from allocator.ports import Save, SystemClock
+from allocator.stores.sqlite import SqliteStore
+from tests.conftest import two_arms
+from tests.engine.conftest import Rehearsal
 from tests.faults import checker
 from tests.faults.history import History
-from tests.faults.servers import RANKER, Caller, Server
+from tests.faults.servers import RANKER, Caller, Server, served
 
 WRITERS = 4
 
@@ -91,3 +96,29 @@ def test_200_kills_with_100_000_acknowledged(tmp_path):
     figures = killed(tmp_path, 200, 400, seed=12)
     assert figures["acknowledged"] >= 100_000
     assert figures["report info"] > 0
+
+
+def test_a_server_with_1000_experiments_is_ready_again_after_a_kill(tmp_path):
+    """How long it takes is printed: from starting the process to the first decision of the last experiment."""
+    path = tmp_path / "store.db"
+    rehearsal = Rehearsal(SqliteStore(path), SystemClock())
+    rehearsal.run(two_arms())
+    one = rehearsal.record()
+    copies = [
+        replace(one, uid=f"{number:016x}", version=1, experiment=replace(one.experiment, name=f"e{number}")) for number in range(999)
+    ]
+    assert rehearsal.store.save([Save(record, None) for record in copies]) == [None] * 999
+    rehearsal.engine.close()
+    ready = []
+    with History(tmp_path / "history.jsonl") as history:
+
+        async def ask(server: Server) -> None:
+            async with Caller(server.address, history, "ann", experiment="e998") as caller:
+                assert len((await caller.decide(["u"])).arms) == 2
+
+        for _ in range(4):
+            begun = time.perf_counter()
+            with served(f"sqlite:{path}") as server:
+                asyncio.run(ask(server))
+                ready.append(time.perf_counter() - begun)
+    print(f"\n1,000 experiments: serving {statistics.median(ready[1:]):.2f} s after kill -9 (at most {max(ready[1:]):.2f})")
