@@ -28,7 +28,7 @@ from tests.faults.checker import Subject
 from tests.faults.history import History
 
 RANKER = Subject(("old", "new"), "old", "click", 30.0, {"errors": "error"}, cap=0.5)  # `two_arms`, as the checker knows it
-READY_SECONDS = 30.0
+READY_SECONDS = 120.0
 STATUSES = {number: name.removeprefix("OUTCOME_STATUS_") for name, number in pb.OutcomeStatus.items()}
 
 
