@@ -12,7 +12,7 @@ import numpy as np
 from allocator.core.assignment import SLOTS
 from allocator.core.budget import budget_notes
 from allocator.core.experiment import Goal
-from allocator.core.guardrail import Finding, alpha_of
+from allocator.core.judgement import Finding, alpha_of
 from allocator.core.lifecycle import ArmState, State
 from allocator.core.plan import Plan, plan
 from allocator.core.posterior import credible_interval

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from allocator.core.decision_id import DecisionId
 from allocator.core.experiment import Assignment, Experiment, Guardrail, RewardModel
-from allocator.core.guardrail import key_of
+from allocator.core.guardrail_counts import key_of
 from allocator.core.record import REWARD, Cell, Record
 from allocator.core.statistics import MICRO, square_of
 from allocator.core.tally import label_stream

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from allocator.core.experiment import Experiment
-from allocator.core.guardrail import Judgement
+from allocator.core.judgement import Judgement
 from allocator.core.lifecycle import Status
 
 MISMATCH = "SAMPLE_RATIO"  # how `Status.alerted` says that an arm was not drawn as often as its weights say

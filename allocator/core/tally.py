@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from allocator.core.guardrail import Counts, Labels, key_of
+from allocator.core.guardrail_counts import Counts, Labels, key_of
 from allocator.core.record import EXPOSURES, RATIO, REWARD, UNITS, Cell, Record
 from allocator.core.sample_ratio import Draws
 from allocator.core.statistics import COUNT, MICRO, TOTAL, Statistics, between
@@ -93,7 +93,7 @@ def tally(record: Record, open_cells: Iterable[Cell], settled_cells: Iterable[Ce
     )
 
 
-def counts(record: Record, statistics: Statistics, labels: dict[int, Labels]) -> Counts:
+def counts(statistics: Statistics, labels: dict[int, Labels]) -> Counts:
     """The guardrails' view of open or closing buckets."""
     sums = statistics.sums
     guarded = sums[:, :, :, FIRST_GUARDRAIL:, :].transpose(0, 3, 1, 2, 4)

@@ -18,8 +18,8 @@ import structlog
 from allocator.core.decider import Decider
 from allocator.core.decision_id import client_key
 from allocator.core.description import Description, describe
-from allocator.core.plan import coarsening
 from allocator.core.record import Record
+from allocator.core.settling import coarsening
 from allocator.core.summary import Row, by_bucket, summary
 from allocator.engine.commands import Commands
 from allocator.engine.grants import Grants

@@ -28,8 +28,8 @@ import structlog
 
 from allocator.core.audit import AuditEntry
 from allocator.core.lifecycle import Event, State, Status, merge_latch, step
-from allocator.core.plan import coarsening
 from allocator.core.record import Record
+from allocator.core.settling import coarsening
 from allocator.engine.live import Live
 from allocator.engine.registry import Registry, latched
 from allocator.errors import AllocatorError, Conflict, Overloaded, Refused, Unavailable

@@ -29,8 +29,9 @@ from allocator.core.audit import AuditEntry
 from allocator.core.budget import leases_requests, leases_units
 from allocator.core.budget import limits as budget_limits
 from allocator.core.lifecycle import State
-from allocator.core.plan import GRACE_SECONDS, Plan, carried_out, coarsening, plan
+from allocator.core.plan import Plan, carried_out, plan
 from allocator.core.record import Record
+from allocator.core.settling import GRACE_SECONDS, coarsening
 from allocator.core.tally import Tally, tally
 from allocator.engine.follower import Follower
 from allocator.engine.grants import Grants

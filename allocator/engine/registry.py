@@ -23,9 +23,9 @@ import structlog
 
 from allocator.core.budget import leases_requests, leases_units
 from allocator.core.decision import Reason
+from allocator.core.entry import entry_of
 from allocator.core.lifecycle import Event, State, Status, step
 from allocator.core.outcome import Contract
-from allocator.core.plan import entry_of
 from allocator.core.record import Record
 from allocator.core.snapshot import Entry, full_name
 from allocator.engine.live import Live

@@ -15,8 +15,8 @@ from prometheus_client.registry import Collector
 
 from allocator.core.assignment import SLOTS
 from allocator.core.decision import Decision
+from allocator.core.entry import entry_of
 from allocator.core.lifecycle import State
-from allocator.core.plan import entry_of
 from allocator.core.record import Record
 from allocator.engine.planner import Planned
 from allocator.server.tallies import Cell, Spread, Tally

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from allocator.core.assignment import SLOTS
 from allocator.core.experiment import Experiment, RewardModel
-from allocator.core.guardrail import Labels
+from allocator.core.guardrail_counts import Labels
 from allocator.core.kernels import serve
 from allocator.core.outcome import metric_names
 from allocator.core.sample_ratio import Draws

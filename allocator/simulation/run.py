@@ -20,12 +20,14 @@ from numpy.typing import NDArray
 from allocator.core.assignment import SLOTS
 from allocator.core.budget import leases_requests, leases_units
 from allocator.core.confidence import confidence_sequence
+from allocator.core.entry import entry_of
 from allocator.core.experiment import Assignment
 from allocator.core.kernels import serve
 from allocator.core.lifecycle import Event, State, Status, step
 from allocator.core.outcome import metric_names
-from allocator.core.plan import Plan, carried_out, coarsening, entry_of, plan
+from allocator.core.plan import Plan, carried_out, plan
 from allocator.core.record import Record
+from allocator.core.settling import coarsening
 from allocator.core.snapshot import Entry
 from allocator.core.statistics import sums_of
 from allocator.core.tally import REWARD_STREAM, Tally

@@ -6,7 +6,8 @@ import math
 
 from allocator.core.description import Description, PastEvidence
 from allocator.core.experiment import Experiment
-from allocator.core.guardrail import ALL, Finding
+from allocator.core.guardrail_counts import ALL
+from allocator.core.judgement import Finding
 from allocator.v1 import operator_service_pb2 as pb
 from allocator.wire.convert import record_to_message, timestamp
 from allocator.wire.enums import to_number

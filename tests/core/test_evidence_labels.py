@@ -10,11 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from allocator.core.evidence import (
-    Schedule,
-    log_level,
-    no_restarts,
-)
+from allocator.core.evidence import Schedule, log_level, no_restarts
 from allocator.core.evidence_labels import (
     LabelSums,
     fold_labels,

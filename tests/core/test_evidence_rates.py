@@ -9,10 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from allocator.core.evidence import (
-    Schedule,
-    no_restarts,
-)
+from allocator.core.evidence import Schedule, no_restarts
 from allocator.core.evidence_rates import fold, fold_many, log_evidence, log_safety, rate_grid, safety_grid, warm_up
 from allocator.errors import InvalidArgument
 from tests.core.oracles_evidence import mp_log_evidence

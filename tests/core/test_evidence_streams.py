@@ -10,9 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from allocator.core.evidence import (
-    LOG_ZERO,
-)
+from allocator.core.evidence import LOG_ZERO
 from allocator.core.evidence_streams import discoveries, log_average, stream_weights, to_blame
 from allocator.errors import InvalidArgument
 

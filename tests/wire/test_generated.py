@@ -23,7 +23,7 @@ from allocator.core.experiment import (
     RewardModel,
     UnitContribution,
 )
-from allocator.core.guardrail import Verdict
+from allocator.core.judgement import Verdict
 from allocator.core.lifecycle import ArmState, State
 from allocator.core.token import Role
 from allocator.engine.ingest import Status
