@@ -10,7 +10,6 @@ that are new each time have to be remembered, so they cost more than those that 
 from __future__ import annotations
 
 import asyncio
-import os
 import statistics
 import time
 
@@ -23,18 +22,12 @@ from allocator.core.assignment import SLOTS, first_layout
 from allocator.core.batch import decide_batch
 from allocator.core.snapshot import Entry, Table
 from allocator.v1 import allocator_service_pb2 as service_pb
+from benchmarks.processor import TICK, processor_seconds
 
 UNITS, CALLS, ROUNDS = 1000, 150, 9
 OFFLINE = 200_000
 TINY = {"CALLS": 4, "ROUNDS": 2, "OFFLINE": 2000}
 CALL = "/allocator.v1.AllocatorService/BatchDecide"
-
-
-def processor_seconds(pid: int) -> float:
-    """Used by this process so far, in all its threads."""
-    with open(f"/proc/{pid}/stat") as file:
-        fields = file.read().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def requests(round_: str) -> list[bytes]:
@@ -73,7 +66,7 @@ def test_batches_over_the_wire(benchmark):
                 for name, raws in (("units that return", known), ("new units", requests(str(round_)))):
                     before = processor_seconds(pid)
                     seconds = uvloop.run(send(address, raws))
-                    used = max(processor_seconds(pid) - before, 1 / os.sysconf("SC_CLK_TCK"))
+                    used = max(processor_seconds(pid) - before, TICK)
                     found[name].append((UNITS * CALLS / seconds, UNITS * (CALLS + 1) / used))
             return {name: rounds[1:] for name, rounds in found.items()}
 

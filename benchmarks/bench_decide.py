@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import multiprocessing
 import shutil
 import statistics
@@ -40,6 +41,7 @@ from allocator.core.snapshot import Entry, Snapshot, Table
 from allocator.server.main import OPTIONS, bounds
 from allocator.v1 import allocator_pb2 as pb
 from allocator.v1 import allocator_service_pb2 as service_pb
+from benchmarks.processor import TICK, processor_seconds
 
 SLICE_CALLS = 5000
 SLICES = 11
@@ -58,10 +60,18 @@ ANSWER = service_pb.DecideResponse(
 
 
 class Slice(NamedTuple):
-    """calls/s, and the median time of a call in microseconds."""
+    """calls/s; the median time of a call, and the server's processor time for each, in microseconds."""
 
     rate: float
     p50: float
+    processor: float = math.nan
+
+
+class Peer(NamedTuple):
+    """A server."""
+
+    address: str
+    pid: int
 
 
 # ---- the servers
@@ -106,21 +116,21 @@ def serve(make: Callable[[], Callable[[bytes], bytes]], pipe) -> None:
 
 
 @contextlib.contextmanager
-def serving(make: Callable[[], Callable[[bytes], bytes]]) -> Iterator[str]:
+def serving(make: Callable[[], Callable[[bytes], bytes]]) -> Iterator[Peer]:
     here, there = multiprocessing.Pipe()
     process = multiprocessing.get_context("spawn").Process(target=serve, args=(make, there), daemon=True)
     process.start()
     try:
-        yield here.recv()
+        yield Peer(here.recv(), process.pid)
     finally:
         process.terminate()
         process.join()
 
 
 @pytest.fixture(scope="module")
-def addresses() -> Iterator[dict[str, str]]:
-    with serving(constant) as floor, own_server() as (ours, _), serving(beta_draws) as draws:
-        yield {"floor": floor, "ours": ours, "beta draws": draws}
+def peers() -> Iterator[dict[str, Peer]]:
+    with serving(constant) as floor, own_server() as ours, serving(beta_draws) as draws:
+        yield {"floor": floor, "ours": Peer(*ours), "beta draws": draws}
 
 
 # ---- the load
@@ -200,32 +210,40 @@ def reporting(address: str, rate: float) -> Iterator[list[int]]:
         thread.join()
 
 
-def test_unary_decide_beside_its_floor(benchmark, addresses, tmp_path):
-    measure = h2load if shutil.which("h2load") else asyncio_load
-    print(f"\nload from {measure.__name__}; {SLICES} alternating slices of {SLICE_CALLS} calls, {CONNECTIONS} x {IN_FLIGHT} in flight")
+def test_unary_decide_beside_its_floor(benchmark, peers, tmp_path):
+    load = h2load if shutil.which("h2load") else asyncio_load
+    ours = peers["ours"]
+    print(f"\nload from {load.__name__}; {SLICES} alternating slices of {SLICE_CALLS} calls, {CONNECTIONS} x {IN_FLIGHT} in flight")
+
+    def measure(peer: Peer) -> Slice:
+        before = processor_seconds(peer.pid)
+        found = load(peer.address, tmp_path)
+        return found._replace(processor=max(processor_seconds(peer.pid) - before, TICK) / SLICE_CALLS * 1e6)
 
     def run() -> dict[str, list[Slice]]:
-        found: dict[str, list[Slice]] = {name: [] for name in (*addresses, "ours + 10 % outcomes")}
+        found: dict[str, list[Slice]] = {name: [] for name in (*peers, "ours + 10 % outcomes")}
         reported = 0
         for _ in range(SLICES + 1):
-            for name, address in addresses.items():
-                found[name].append(measure(address, tmp_path))
-            with reporting(addresses["ours"], found["ours"][-1].rate / 10) as accepted:
-                found["ours + 10 % outcomes"].append(measure(addresses["ours"], tmp_path))
+            for name, peer in peers.items():
+                found[name].append(measure(peer))
+            with reporting(ours.address, found["ours"][-1].rate / 10) as accepted:
+                found["ours + 10 % outcomes"].append(measure(ours))
             reported += sum(accepted)
             assert sum(accepted) == len(accepted)
         print(f"outcomes accepted meanwhile: {reported}")
         return {name: slices[1:] for name, slices in found.items()}  # the first warms up
 
     found = benchmark.pedantic(run, rounds=1, iterations=1)
-    print(f"{'':<22}{'calls/s':>9}{'of the floor, slice by slice':>36}{'p50 us':>9}{'of the floor':>14}")
+    print("medians, and as shares of the floor slice by slice (least to most); processor: microseconds of the server for each call")
     for name, slices in found.items():
-        rates = sorted(slice_.rate / floor.rate for slice_, floor in zip(slices, found["floor"], strict=True))
-        p50s = [slice_.p50 / floor.p50 for slice_, floor in zip(slices, found["floor"], strict=True)]
-        spread = f"{statistics.median(rates):.3f} ({rates[0]:.3f} to {rates[-1]:.3f})"
-        rate, p50 = (statistics.median(column) for column in zip(*slices, strict=True))
-        print(f"{name:<22}{rate:>9.0f}{spread:>36}{p50:>9.0f}{statistics.median(p50s):>14.3f}")
-        benchmark.extra_info[name] = {"rate": rate, "throughput": statistics.median(rates), "p50": statistics.median(p50s)}
+        told = []
+        for what in Slice._fields:
+            values = [getattr(slice_, what) for slice_ in slices]
+            shares = sorted(value / getattr(floor, what) for value, floor in zip(values, found["floor"], strict=True))
+            share = statistics.median(shares)
+            told.append(f"{what} {statistics.median(values):>5.0f} = {share:.2f} ({shares[0]:.2f} to {shares[-1]:.2f})")
+            benchmark.extra_info[f"{name}, {what}"] = share
+        print(f"  {name:<22}{';  '.join(told)}")
 
 
 # ---- without a call
