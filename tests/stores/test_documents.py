@@ -99,7 +99,7 @@ def test_numbers_of_numpy_and_read_only_mappings_come_back_as_plain_ones():
         {"metrics": ["a list"]},
         {"slots": ((1, 2.5),)},
         {"status": None},
-        {"evidence": (object(),)},
+        {"evidence": (Ellipsis,)},
     ],
     ids=str,
 )
