@@ -11,7 +11,7 @@ import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 Match = Mapping[str, frozenset[str]]
 
@@ -73,7 +73,8 @@ class Entry:
 
     def digest(self) -> str:
         """SHA-256 over every field that is not at its default, hexadecimal: a later version that adds one agrees where it is not used."""
-        parts = [(name, _plain(value)) for name, default in _DEFAULTS if (value := getattr(self, name)) != default]
+        parts = [(name, value) for name, default in _DEFAULTS if (value := getattr(self, name)) != default and name not in _ORDERLESS]
+        parts += [("segments", list(map(_sorted, self.segments))), ("target", _sorted(self.target)), ("pins", _sorted(self.pins))]
         return hashlib.sha256(repr(parts).encode()).hexdigest()
 
 
@@ -106,19 +107,14 @@ def full_name(experiment: str) -> str:
     return experiment if "/" in experiment else f"default/{experiment}"
 
 
-def _plain(value: object) -> object:
-    """The same in the same order, whatever order a mapping or a set was built in."""
-    if isinstance(value, Mapping):
-        return sorted((key, _plain(held)) for key, held in value.items())
-    if isinstance(value, frozenset):
-        return sorted(value)
-    if isinstance(value, tuple):
-        return tuple(map(_plain, value))
-    return value
+def _sorted(value: Mapping[Any, Any]) -> list[tuple[Any, Any]]:
+    """The same in the same order, whatever order a mapping and its sets were built in."""
+    return sorted((key, sorted(held) if isinstance(held, frozenset) else held) for key, held in value.items())
 
 
 def _default(of: Field[object]) -> object:
     return of.default_factory() if of.default_factory is not MISSING else of.default
 
 
+_ORDERLESS = ("segments", "target", "pins")
 _DEFAULTS = [(of.name, _default(of)) for of in fields(Entry)]

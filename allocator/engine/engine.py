@@ -26,7 +26,7 @@ from allocator.engine.grants import Grants
 from allocator.engine.ingest import Ingest
 from allocator.engine.keeper import Keeper
 from allocator.engine.live import Live
-from allocator.engine.planner import Planned, Planner
+from allocator.engine.planner import PASS_EXPERIMENTS, Planned, Planner
 from allocator.engine.registry import Registry
 from allocator.engine.term import Term
 from allocator.errors import AllocatorError, Overloaded, Unavailable
@@ -73,11 +73,14 @@ class Engine:
         self._keepsake = keepsake
         self.started = False
 
-    def start(self, *, threads: bool = True) -> None:
-        """Load, plan once, and (with threads) keep planning. A store that is gone is waited for; a damaged one raises Unavailable."""
+    def start(self, *, threads: bool = True, most: int = PASS_EXPERIMENTS) -> None:
+        """Load, plan once (at most so many experiments), and with threads keep planning.
+
+        A store that is gone is waited for; a damaged one raises Unavailable.
+        """
         self.keeper.recall()
         try:
-            self.planner.tick()
+            self.planner.tick(most)
         except (Unavailable, Overloaded) as error:
             if error.reason in DAMAGED:
                 raise

@@ -146,13 +146,13 @@ class Planner:
                 pause = RETRY_SECONDS
             self._stopped.wait(pause)
 
-    def tick(self) -> list[Planned]:
+    def tick(self, most: int = PASS_EXPERIMENTS) -> list[Planned]:
         """One pass: hear what others did; as the planner, plan what has new outcomes or is due, save, publish; fill leases.
 
-        Returns what was planned. Raises Unavailable when the store cannot be read; the table is then not confirmed.
+        most: how many to plan, beside those that somebody asked for; the others' turn comes in the next pass. Returns what was planned. Raises Unavailable when the store cannot be read; the table is then not confirmed.
         """
         with self._pass_lock:
-            return self._pass()
+            return self._pass(most)
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -174,7 +174,7 @@ class Planner:
         self._asked.append(uid)
         self.wake()
 
-    def _pass(self) -> list[Planned]:
+    def _pass(self, most: int) -> list[Planned]:
         now = self._clock.now()
         changed = self._follower.look()
         if self._keeper.lost:
@@ -186,7 +186,7 @@ class Planner:
             if self._keeper.lost:
                 return self._be_lost()
         self._keeper.push()
-        planned = self._follow(now) if number is None else self._lead(number, [record.uid for record in changed], now)
+        planned = self._follow(now) if number is None else self._lead(number, [record.uid for record in changed], now, most)
         self._keeper.flush()
         self._healthy = True
         return planned
@@ -199,18 +199,23 @@ class Planner:
         self._keeper.reassert()
         return []
 
-    def _lead(self, number: int, asked: list[str], now: float) -> list[Planned]:
+    def _lead(self, number: int, heard: list[str], now: float, most: int) -> list[Planned]:
+        """heard: uids of records that others changed."""
         self._mark, changed = self._store.changed(self._mark)
         if self._number is None or number not in (self._number, self._number + 1):  # somebody else's term may have been between
             self._due.all(self._registry.uids(), -math.inf)
         self._number = number
-        self._keep_pace(now)
+        wanted: dict[str, None] = {}
         while self._asked:
-            asked.append(self._asked.popleft())
-        for uid in asked:
+            wanted[self._asked.popleft()] = None
+        for uid in (*wanted, *heard):
             self._weighed.pop(uid, None)
-        wanted = dict.fromkeys((*asked, *changed))
-        wanted.update(dict.fromkeys(self._due.take(now, PASS_EXPERIMENTS - len(wanted))))
+        for uid in (*changed, *heard):
+            if len(wanted) < most:
+                wanted[uid] = None
+            else:
+                self._due.set(uid, -math.inf)
+        wanted.update(dict.fromkeys(self._due.take(now, most - len(wanted))))
         known = [record for uid in wanted if (record := self._registry.of_uid(uid)) is not None]
         planned = [done for record in known if (done := self._plan(record, now)) is not None]
         if not self._save(planned, now):

@@ -32,7 +32,7 @@ from allocator.engine.live import Live
 from allocator.errors import AllocatorError, Conflict, NotFound
 from allocator.ports import Pending, Save, Store
 
-READ_ONE_BY_ONE = 64  # records; more of them are read with all the others
+READ_ONE_BY_ONE = 64  # records; more of them, and more than a quarter of all, are read with all the others
 PLANS_REMEMBERED = 4096  # weights of this many past plans of an experiment with a relative guardrail
 
 Weights = tuple[tuple[int, ...], ...]
@@ -193,7 +193,7 @@ class Registry:
 
     def _read(self, names: Iterable[str] | None, found: Read) -> None:
         names = None if names is None else list(names)
-        if names is None or len(names) > READ_ONE_BY_ONE:
+        if names is None or len(names) > max(READ_ONE_BY_ONE, len(self._names) // 4):
             records = {record.name: record for record in self._store.records()}
             found.older += [name for name in self._names if name not in records]
         else:

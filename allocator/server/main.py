@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import os
 import signal
 import socket
@@ -54,6 +55,7 @@ if TYPE_CHECKING:  # it brings pyarrow along, which a server without a log need 
 SERVICES = ("allocator.v1.AllocatorService", "allocator.v1.OperatorService")
 THREADS = 32
 FLUSH_SECONDS = 0.25
+FIRST_EXPERIMENTS = 16  # planned before the server is ready; the others' turn comes at once, while it serves
 RETRY_SECONDS = 1.0  # after the store did not take something
 CHECKPOINT_SECONDS = 60.0
 TOKENS_SECONDS = 0.5  # between two looks at the tokens: with a stream's heartbeat, a revoked one ends within 2 s everywhere
@@ -121,7 +123,8 @@ class Server:
             self.engine.commands.identified = config.access == "tokens"
             self.engine.commands.least_approvals = config.least_approvals
             self.engine.commands.broken_glass = metrics.break_glass.inc
-            self.engine.start(threads=False)
+            self.engine.start(threads=False, most=FIRST_EXPERIMENTS)
+            gc.freeze()  # what was loaded stays: walking it again and again would hold decisions up
             specs_wait = not load_specs(self.engine, config.specs)
             self._log = open_decision_log(config, self.engine, metrics)
             self._grpc = self._build(metrics)

@@ -1,0 +1,208 @@
+"""What do 10,000 experiments cost beside 10: a planner's pass with one change, a decision, a publication, the full snapshot, a restart?
+
+    pytest benchmarks/bench_scale.py -s
+
+Four arms each, running, with weights that moved 200 times (a layout of some 15 runs). The engines take turns, so that what else the machine
+does hits both alike. Restarts are whole processes, `allocator serve` killed with -9 after outcomes were counted for a tenth of the
+experiments; "ready" is its own line in the log. Kernels are cached: the first start of all is not counted.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import resource
+import signal
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from allocator.client import Client
+from allocator.core.assignment import SLOTS, first_layout, move
+from allocator.core.experiment import Arm, Experiment, Guardrail, Reward
+from allocator.core.lifecycle import Event, Status, step
+from allocator.core.outcome import Outcome, metric_names
+from allocator.core.record import Record
+from allocator.engine.engine import Engine
+from allocator.ports import Save, SystemClock, SystemEntropy
+from allocator.server.watch import changes
+from allocator.stores.sqlite import SqliteStore
+
+SIZES = (10, 10_000)
+RNG = random.Random(0)
+BATCH = 500
+READY_SECONDS = 300.0
+CLOCK = SystemClock()
+
+
+def records(count: int) -> list[Record]:
+    """Running experiments, alike but for name, uid and salt."""
+    arms = (Arm("v0", incumbent=True), *(Arm(f"v{i}") for i in range(1, 4)))
+    spec = Experiment.checked(name="e", arms=arms, reward=Reward("click"), guardrails=(Guardrail("errors", "error", max=0.02),))
+    slots, layout = (SLOTS // 4,) * 4, first_layout([SLOTS // 4] * 4)
+    for _ in range(200):
+        slots = tuple(np.bincount(np.array(RNG.choices(range(4), k=64)), minlength=4) * (SLOTS // 64))
+        slots = tuple(int(each) for each in slots)
+        layout = move(layout, slots)
+    now = CLOCK.now()
+    status = step(Status(), Event.STARTED, reason="bench", now=now)
+    first = Record("", spec, b"", status=status, layouts=(layout,), slots=(slots,), metrics=metric_names(spec), created_seconds=now)
+    return [
+        replace(first, uid=RNG.randbytes(8).hex(), salt=RNG.randbytes(16), experiment=replace(spec, name=f"e{number}"))
+        for number in range(count)
+    ]
+
+
+def filled(path: Path, count: int) -> None:
+    """A store with so many."""
+    store = SqliteStore(path)
+    made = records(count)
+    for start in range(0, count, BATCH):
+        assert not any(store.save([Save(record, None) for record in made[start : start + BATCH]]))
+    store.close()
+
+
+def resident() -> float:
+    """MB of memory that this process has now."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 1e6
+
+
+def milliseconds(seconds: list[float], share: float) -> float:
+    return statistics.quantiles(seconds, n=1000)[int(share * 1000) - 1] * 1e3
+
+
+def decide(engine: Engine, name: str, unit: bytes):
+    entry = engine.live.snapshot.entries[name]
+    return engine.decider.decide(entry, unit, {}, CLOCK.now(), engine.entropy.bytes(8), stale=engine.live.stale(entry))
+
+
+def test_a_pass_a_decision_and_a_publication(tmp_path):
+    engines = {}
+    for size in SIZES:
+        filled(tmp_path / f"{size}.db", size)
+        before, started = resident(), time.perf_counter()
+        engine = engines[size] = Engine(SqliteStore(tmp_path / f"{size}.db"), CLOCK, SystemEntropy())
+        engine.start(threads=False)
+        started = time.perf_counter() - started
+        passes = 1
+        while engine.planner._due.waiting(CLOCK.now()):
+            engine.planner.tick()
+            passes += 1
+        for number in range(size):
+            decide(engine, f"default/e{number}", b"first")  # a decider sets up what it keeps of each
+        print(
+            f"{size:6} experiments: {started:.2f} s to load and plan the first, all looked at after {passes} passes;"
+            f" {resident() - before:.0f} MB"
+        )
+    times: dict[int, dict[str, list[float]]] = {size: {"decision": [], "pass, one change": [], "pass, none": []} for size in SIZES}
+    for _ in range(40):
+        for size, engine in engines.items():
+            names = [f"default/e{RNG.randrange(size)}" for _ in range(500)]
+            for number, name in enumerate(names):
+                started = time.perf_counter()
+                decision = decide(engine, name, b"%d" % number)
+                times[size]["decision"].append(time.perf_counter() - started)
+            engine.ingest.report([Outcome(decision.id, 1.0, {"error": 0.0})])
+            for what in ("pass, one change", "pass, none"):
+                started = time.perf_counter()
+                engine.planner.tick()
+                times[size][what].append(time.perf_counter() - started)
+    for what in times[10]:
+        small, large = ({share: milliseconds(times[size][what], share) for share in (0.5, 0.99)} for size in SIZES)
+        print(
+            f"{what:17} p50 {small[0.5]:.4f} and {large[0.5]:.4f} ms ({large[0.5] / small[0.5]:.2f} x),"
+            f" p99 {small[0.99]:.4f} and {large[0.99]:.4f} ms ({large[0.99] / small[0.99]:.2f} x)"
+        )
+    for size, engine in engines.items():
+        entry = engine.live.snapshot.entries["default/e7"]
+        spent = []
+        for number in range(200):
+            started = time.perf_counter()
+            engine.live.publish([replace(entry, version=entry.version + 1 + number)])
+            spent.append(time.perf_counter() - started)
+        started = time.perf_counter()
+        snapshot, entries, removed, full = engine.live.changes_since(0)
+        pieces = [message.SerializeToString() for message in changes(snapshot.sequence, entries, removed, full, frozenset())]
+        took = time.perf_counter() - started
+        print(
+            f"{size:6} experiments: publishing one {statistics.median(spent) * 1e6:.0f} us;"
+            f" full snapshot {sum(map(len, pieces)) / 1e6:.2f} MB in {len(pieces)} pieces of at most {max(map(len, pieces)) / 1e6:.2f} MB, {took:.2f} s"
+        )
+        engine.close()
+
+
+class Process:
+    """`allocator serve` on a file, as a process."""
+
+    def __init__(self, path: Path) -> None:
+        command = [sys.executable, "-m", "allocator", "serve", "--listen", "127.0.0.1:0", "--metrics", "none"]
+        self.started = time.perf_counter()
+        self.process = subprocess.Popen(
+            [*command, "--store", f"sqlite:{path}", "--log-format", "json"], stderr=subprocess.PIPE, text=True, env=os.environ
+        )
+        timer = threading.Timer(READY_SECONDS, self.process.kill)
+        timer.start()
+        assert self.process.stderr is not None
+        line = next((line for line in self.process.stderr if '"server.ready"' in line), None)
+        timer.cancel()
+        assert line is not None, "the server did not come up"
+        self.seconds = time.perf_counter() - self.started
+        self.address = json.loads(line)["address"]
+
+    def kill(self) -> None:
+        self.process.send_signal(signal.SIGKILL)
+        self.process.wait()
+        self.process.stderr.close()
+
+    def resident(self) -> float:
+        return int(Path(f"/proc/{self.process.pid}/statm").read_text().split()[1]) * resource.getpagesize() / 1e6
+
+
+@pytest.mark.parametrize("size", [10, 1_000, 10_000])
+def test_ready_again_after_kill(tmp_path, size):
+    filled(tmp_path / "a.db", size)
+    seconds, memory = [], 0.0
+    for turn in range(4):
+        server = Process(tmp_path / "a.db")
+        with Client(server.address, decide_timeout=30, report_timeout=30) as client:
+            for number in range(0, size, 10):
+                decision = client.decide(f"e{number}", unit=f"u{turn}", fallback="v0")
+                client.report(decision.id, reward=1.0, metrics={"error": 0.0})
+        memory = server.resident()
+        server.kill()
+        if turn:
+            seconds.append(server.seconds)
+    print(f"{size:6} experiments: ready {min(seconds):.2f} to {max(seconds):.2f} s after the start; {memory:.0f} MB resident")
+
+
+def test_a_decision_over_grpc(tmp_path):
+    """One client, one call at a time, another experiment each time; both servers have answered for every experiment before."""
+    servers, clients = {}, {}
+    for size in SIZES:
+        filled(tmp_path / f"{size}.db", size)
+        servers[size] = Process(tmp_path / f"{size}.db")
+        clients[size] = Client(servers[size].address, decide_timeout=30, report_timeout=30)
+        for number in range(size):
+            clients[size].decide(f"e{number}", unit="first")
+    spent: dict[int, list[float]] = {size: [] for size in SIZES}
+    for turn in range(20):
+        for size, client in clients.items():
+            for number in range(250):
+                name = f"e{RNG.randrange(size)}"
+                started = time.perf_counter()
+                client.decide(name, unit=f"{turn}-{number}")
+                spent[size].append(time.perf_counter() - started)
+    for share in (0.5, 0.99):
+        small, large = (milliseconds(spent[size], share) for size in SIZES)
+        print(f"Decide over gRPC, p{share * 100:.0f}: {small:.3f} ms with 10, {large:.3f} ms with 10,000 ({large / small:.2f} x)")
+    for size in SIZES:
+        clients[size].close()
+        servers[size].kill()
