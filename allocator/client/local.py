@@ -154,6 +154,7 @@ class LocalClient:
         self._outbox = Outbox(capacity, self._life)
         self._leases = Leases(self._decider)
         self._unfit = 0
+        self._troubles = 0
         self._ready = threading.Event()
         self._wake = threading.Event()
         self._settled = threading.Condition()
@@ -342,7 +343,9 @@ class LocalClient:
     def _without(self, entry: Entry | None, fallback: str | None, error: Exception) -> Decision:
         """The answer where none can be had: the incumbent, or the fallback."""
         if not isinstance(error, InvalidArgument | TypeError | AttributeError | ValueError):
-            log.exception("decide: the incumbent serves instead")
+            self._troubles += 1
+            if self._troubles & (self._troubles - 1) == 0:  # the 1st, 2nd, 4th, ...: a log line costs as much as a hundred decisions
+                log.exception("decide: the incumbent serves instead, %d times so far", self._troubles)
         if entry is None:
             arm = fallback if isinstance(fallback, str) else ""
             return Decision(arm, 1.0, Reason.INVALID_REQUEST, "", 0, "", arm)
