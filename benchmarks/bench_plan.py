@@ -15,7 +15,8 @@ from dataclasses import replace
 import pytest
 
 from allocator.core.best_arm import best_arm
-from allocator.core.experiment import Arm, Experiment, Exposure, Guardrail, Reward
+from allocator.core.experiment import Arm, Exposure, Guardrail, Reward
+from allocator.core.experiment_rules import checked
 from allocator.core.guardrail import review
 from allocator.core.lifecycle import Event, Status, step
 from allocator.core.plan import plan
@@ -37,7 +38,7 @@ def busy_record() -> tuple[Record, list[Cell]]:
         Guardrail("tail", "latency_ms", quantile=0.99, max=250.0),
         Guardrail("quality", "thumbs_up", min=0.5),
     )
-    experiment = Experiment.checked(name="bench", arms=arms, reward=Reward("click"), exposure=Exposure(total=0.5), guardrails=guardrails)
+    experiment = checked(name="bench", arms=arms, reward=Reward("click"), exposure=Exposure(total=0.5), guardrails=guardrails)
     status = step(Status(), Event.STARTED, reason="", now=NOW - 900)
     record = Record("00" * 8, experiment, b"salt" * 4, status=status)
     cells = []

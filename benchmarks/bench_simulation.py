@@ -18,7 +18,8 @@ import time
 import numpy as np
 import pytest
 
-from allocator.core.experiment import Arm, BreachAction, Experiment, Exposure, Guardrail, Reward
+from allocator.core.experiment import Arm, BreachAction, Exposure, Guardrail, Reward
+from allocator.core.experiment_rules import checked
 from allocator.simulation import world as w
 from allocator.simulation.bandit import simulate
 from allocator.simulation.bandit import warm_up as warm_kernels
@@ -93,7 +94,7 @@ def test_river():
 
 @pytest.mark.parametrize(("rate", "seconds"), [(100, 120), (1000, 120), (10_000, 30)])
 def test_full_path(rate, seconds):
-    spec = Experiment.checked(
+    spec = checked(
         name="bench",
         arms=(Arm("old", incumbent=True), Arm("a"), Arm("b")),
         reward=Reward("click"),

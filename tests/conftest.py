@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from allocator.core.experiment import Arm, Experiment, Exposure, Guardrail, Reward
+from allocator.core.experiment_rules import checked
 
 START = 1_800_000_000.0
 
@@ -66,7 +67,7 @@ def two_arms(**changes: object) -> Experiment:
         "exposure": Exposure(total=0.5),
         "guardrails": (Guardrail("errors", "error", max=0.02),),
     }
-    return Experiment.checked(**{**values, **changes})
+    return checked(**{**values, **changes})
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from base64 import urlsafe_b64encode
 from dataclasses import dataclass
 from enum import Enum
 
-from allocator.core.experiment import NAME
+from allocator.core.experiment_rules import NAME
 from allocator.errors import InvalidArgument, Violation
 
 EVERYWHERE = "*"

@@ -18,7 +18,8 @@ import structlog
 from allocator.core import approval
 from allocator.core.approval import Proposal, ProposalKind
 from allocator.core.audit import AuditEntry
-from allocator.core.experiment import Experiment, RewardModel, check
+from allocator.core.experiment import Experiment, RewardModel
+from allocator.core.experiment_rules import check
 from allocator.core.lifecycle import Event, State, Status, step
 from allocator.core.outcome import metric_names
 from allocator.core.plan import closed_evidence, enter_stage, plan

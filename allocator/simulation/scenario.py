@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from allocator.core.experiment import Experiment, Policy, PolicyKind, RewardModel
-from allocator.core.experiment import violations as spec_violations
+from allocator.core.experiment_rules import violations as spec_violations
 from allocator.errors import InvalidArgument, Violation
 from allocator.simulation.bandit import POLICIES
 from allocator.simulation.world import World

@@ -25,7 +25,8 @@ from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from ruamel.yaml.constructor import RoundTripConstructor
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
-from allocator.core.experiment import Experiment, violations
+from allocator.core.experiment import Experiment
+from allocator.core.experiment_rules import violations
 from allocator.errors import InvalidArgument, Violation
 from allocator.v1 import allocator_pb2 as pb
 from allocator.wire.convert import API_VERSION, KIND, experiment_from_message

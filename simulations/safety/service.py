@@ -18,7 +18,6 @@ from allocator.core.experiment import (
     Arm,
     Assignment,
     BreachAction,
-    Experiment,
     Exposure,
     Guardrail,
     Policy,
@@ -26,6 +25,7 @@ from allocator.core.experiment import (
     Reward,
     UnitContribution,
 )
+from allocator.core.experiment_rules import checked
 from allocator.core.outcome import Outcome
 from allocator.engine.engine import Engine
 from allocator.stores.memory import MemoryStore
@@ -66,7 +66,7 @@ class Rehearsal:
         self.bytes = self.rng.randbytes  # the engine's entropy
         arms = (Arm("old", incumbent=True), Arm("new"))
         spec = {"name": "ranker", "arms": arms, "exposure": Exposure(total=0.5), "lease_seconds": 3600.0, **values}
-        experiment = Experiment.checked(**spec)  # the lease is long because nobody confirms the table between two looks
+        experiment = checked(**spec)  # the lease is long because nobody confirms the table between two looks
         self.engine = Engine(MemoryStore(self), self.clock, self, restarted=False)
         self.engine.start(threads=False)
         self.engine.commands.apply(experiment, actor="study")

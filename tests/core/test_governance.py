@@ -8,7 +8,8 @@ import pytest
 
 from allocator.core import token
 from allocator.core.approval import ProposalKind, agreed, fits, named, propose
-from allocator.core.experiment import Arm, Exposure, violations
+from allocator.core.experiment import Arm, Exposure
+from allocator.core.experiment_rules import violations
 from allocator.core.lifecycle import Event, Status, step
 from allocator.core.revision import differences, spec_digest
 from allocator.core.selector import selector

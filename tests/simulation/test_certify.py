@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from allocator.core.experiment import Arm, BreachAction, Experiment, Exposure, Guardrail, Per, RampStage, Reward
+from allocator.core.experiment import Arm, BreachAction, Exposure, Guardrail, Per, RampStage, Reward
+from allocator.core.experiment_rules import checked
 from allocator.errors import InvalidArgument
 from allocator.simulation.certify import _fewest, certify
 from allocator.simulation.study import rows
@@ -19,7 +20,7 @@ def experiment(**changes):
         "guardrails": (Guardrail("errors", "error", max=0.01),),
         "ramp": (RampStage(0.1, min_duration_seconds=300.0), RampStage(0.5)),
     }
-    return Experiment.checked(**{**values, **changes})
+    return checked(**{**values, **changes})
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,6 @@ from allocator.core.experiment import (
     Assignment,
     BreachAction,
     Budget,
-    Experiment,
     Exposure,
     Guardrail,
     Metric,
@@ -33,6 +32,7 @@ from allocator.core.experiment import (
     Segment,
     UnitContribution,
 )
+from allocator.core.experiment_rules import checked
 from allocator.core.kernels import serve
 from allocator.core.kernels.philox import to_unit
 from allocator.core.outcome import Outcome
@@ -161,7 +161,7 @@ def scenario(experiment=None, traffic=None, reports=w.Reports(), metrics=None, s
         **(metrics or {}),
     }
     world = w.World(found, traffic or w.Traffic(w.Curve(30.0)), reports, segments or {})
-    return Scenario.checked(experiment=Experiment.checked(**spec), world=world, duration_seconds=seconds, **more)
+    return Scenario.checked(experiment=checked(**spec), world=world, duration_seconds=seconds, **more)
 
 
 LATENCY = {"latency_ms": w.Metric(curves(old=100.0, new=110.0, bad=300.0), w.Law.LOG_NORMAL, 0.3)}

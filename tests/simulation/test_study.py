@@ -9,7 +9,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from allocator.core.experiment import Arm, BreachAction, Experiment, Exposure, Guardrail, RampStage, Reward
+from allocator.core.experiment import Arm, BreachAction, Exposure, Guardrail, RampStage, Reward
+from allocator.core.experiment_rules import checked
 from allocator.errors import InvalidArgument
 from allocator.simulation import figures
 from allocator.simulation import world as w
@@ -32,7 +33,7 @@ def scenario(**changes):
         "error": w.Metric({"old": w.Curve(0.01), "new": w.Curve(0.01), "bad": w.Curve(0.3)}),
     }
     world = w.World(metrics, w.Traffic(w.Curve(100.0)), w.Reports(1.0))
-    found = {"experiment": Experiment.checked(**values), "world": world, "duration_seconds": 120.0, "replications": 6, "seed": 3}
+    found = {"experiment": checked(**values), "world": world, "duration_seconds": 120.0, "replications": 6, "seed": 3}
     return Scenario.checked(**{**found, **changes})
 
 

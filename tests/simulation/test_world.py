@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from scipy.stats import kstest, lognorm, poisson
 
-from allocator.core.experiment import Arm, Experiment, Guardrail, Metric, Reward, RewardModel, Segment
+from allocator.core.experiment import Arm, Guardrail, Metric, Reward, RewardModel, Segment
+from allocator.core.experiment_rules import checked
 from allocator.core.kernels import serve
 from allocator.errors import InvalidArgument
 from allocator.simulation import world as w
@@ -20,7 +21,7 @@ KEY = np.array([5, 9], np.uint64)
 
 def experiment(**changes):
     values = {"name": "x", "arms": ARMS, "reward": Reward("click"), "guardrails": (Guardrail("errors", "error", max=0.1),)}
-    return Experiment.checked(**{**values, **changes})
+    return checked(**{**values, **changes})
 
 
 def world(**changes):
