@@ -24,7 +24,7 @@ from allocator.core.gate import REQUESTS, UNITS
 from allocator.core.leasing import MOST, Lease
 from allocator.core.snapshot import Entry
 from allocator.engine.live import Live
-from allocator.errors import AllocatorError
+from allocator.errors import AllocatorError, Unavailable
 from allocator.ports import Store
 
 NEAR = 4  # a block is at most this part of what may still be granted
@@ -67,6 +67,9 @@ class Grants:
                     continue
                 try:
                     self._fill(entry, uid, limits)
+                except Unavailable as error:
+                    log.warning("budget.not_granted", experiment=entry.experiment, reason=error.reason, error=error.message)
+                    return  # nor will the others be
                 except AllocatorError as error:
                     log.warning("budget.not_granted", experiment=entry.experiment, reason=error.reason, error=error.message)
 
