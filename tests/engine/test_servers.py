@@ -319,6 +319,22 @@ def test_a_takeover_plans_some_at_a_time_and_those_with_outcomes_first():
     assert len({*first, *second}) == count
 
 
+def test_a_planner_that_begins_with_nothing_looks_at_some_at_a_time_though_all_have_outcomes():
+    fleet = Fleet()
+    a = fleet.start("a")
+    count = PASS_EXPERIMENTS + 20
+    for index in range(count):
+        a.commands.apply(two_arms(name=f"e{index}"), actor="ann")
+        a.commands.start(f"e{index}", actor="ann")
+        fleet.decide("a", f"default/e{index}")
+    a.ingest.report((), a.decider.take())
+    a.planner.stop()
+    b = fleet.start("b")
+    assert len(b.planner.last) == PASS_EXPERIMENTS
+    fleet.tick("b")
+    assert len(b.planner.last) == count
+
+
 def test_what_is_due_comes_in_order_of_time_and_once():
     due = Due()
     due.all(["a", "b", "c", "d"], -math.inf)
