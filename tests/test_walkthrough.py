@@ -46,7 +46,8 @@ def test_the_rollout_of_the_readme_runs_as_written(tmp_path: Path) -> None:
     }
     # A reader waits for the server's first lines before going on; the script, for the head of the audit log that comes after them.
     ready = "for i in $(seq 300); do [ -f heads.txt ] && break; sleep 0.2; done\n"
-    script = "set -e -m\ntrap 'kill $(jobs -p)' EXIT\n" + "".join(block + (ready if block.startswith("allocator serve") else "") for block in found)
+    told = (block + (ready if block.startswith("allocator serve") else "") for block in found)
+    script = "set -e -m\ntrap 'kill $(jobs -p)' EXIT\n" + "".join(told)
     done = subprocess.run(
         ["bash", "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=170, check=False
     )

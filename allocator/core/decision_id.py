@@ -41,7 +41,8 @@ class DecisionId(NamedTuple):
     """What a decision id says. milliseconds: of the decision, since the epoch. slots: of 65,536, the propensity.
 
     counted: outcomes of it teach something. first: the unit's first decision of this arm within the window. gated: the
-    propensity does not explain who has the outcome: a cap was closed, or the unit had met another arm within the window. activation: modulo 32.
+    propensity does not explain who has the outcome: a cap was closed, or the unit had met another arm within the window.
+    activation: modulo 32.
     """
 
     uid: bytes

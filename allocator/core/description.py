@@ -143,8 +143,8 @@ def _notes(record: Record, found: Tally, made: Plan, outcomes: np.ndarray) -> tu
     reward = experiment.reward
     if reward.missing is not None and int(made.pending.sum()):
         notes.append(
-            f"{int(made.pending.sum())} decisions wait for their window of {reward.window_seconds:g} s: with `missing` set, rewards count by"
-            " whole cohorts once it has passed"
+            f"{int(made.pending.sum())} decisions wait for their window of {reward.window_seconds:g} s: with `missing` set, rewards count"
+            " by whole cohorts once it has passed"
         )
     if reward.goal is Goal.MINIMISE:
         notes.append(f"the best arm is the one with the smallest {reward.metric}")

@@ -7,7 +7,7 @@ refused. What changes with every outcome is not in it: those are cells, which th
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from allocator.core.approval import Proposal
@@ -43,8 +43,9 @@ class Stream:
     """Evidence of one guardrail on one arm (and segment; -1: all together), folded over settled buckets.
 
     stream: `Guardrail.stream`, "#" and the activation. breach: weighted restarts; detector: the warning's. warning_since: time at which
-    the present warning began, 0 without one; common: the incumbent has warned meanwhile. safe_count, safe_events: matured outcomes since the stage was entered or the warning
-    began; safe_denominators: the same of a relative guardrail's label sums, one number for each alternative.
+    the present warning began, 0 without one; common: the incumbent has warned meanwhile.
+    safe_count, safe_events: matured outcomes since the stage was entered or the warning began; safe_denominators: the same of a relative
+    guardrail's label sums, one number for each alternative.
     log_evidence: as it stood when the activation ended, open buckets included. asked, heard: settled decisions and reports of them, the
     recent ones weighing most: is anybody still reporting?
     """
@@ -79,7 +80,7 @@ class Record:
     salt: bytes
     revision: int = 1
     version: int = 1
-    status: Status = Status()
+    status: Status = field(default_factory=Status)
     layouts: tuple[Layout, ...] = ()
     slots: tuple[tuple[int, ...], ...] = ()
     evidence: tuple[Stream, ...] = ()

@@ -187,7 +187,7 @@ class Keeper:
             self._latches.update((name, _latch(record.status)) for name, record in dirty.items())
 
     def freeze(self, before: Record, actor: str, reason: str, why: str) -> Record:
-        """Freeze an experiment without the store, as a person asked. why: not with it. As `hold`; raises Refused in a state without that."""
+        """Freeze an experiment without the store, as a person asked. why: not with it. As `hold`; raises Refused in a state that cannot."""
         told = f"{reason} (kept on this server's disk until the store has it; {why})"
         status = step(before.status, Event.FROZEN, reason=told, now=self._clock.now())
         entry = AuditEntry(self._clock.now(), actor, "experiment.freeze", before.name, told)

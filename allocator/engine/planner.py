@@ -149,7 +149,8 @@ class Planner:
     def tick(self, most: int = PASS_EXPERIMENTS) -> list[Planned]:
         """One pass: hear what others did; as the planner, plan what has new outcomes or is due, save, publish; fill leases.
 
-        most: how many to plan, beside those that somebody asked for; the others' turn comes in the next pass. Returns what was planned. Raises Unavailable when the store cannot be read; the table is then not confirmed.
+        most: how many to plan, beside those that somebody asked for; the others' turn comes in the next pass. Returns what was planned.
+        Raises Unavailable when the store cannot be read; the table is then not confirmed.
         """
         with self._pass_lock:
             return self._pass(most)

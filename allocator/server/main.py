@@ -375,7 +375,7 @@ def open_decision_log(config: Config, engine: Engine, metrics: Metrics) -> Decis
 
 
 def load_specs(engine: Engine, paths: tuple[str, ...]) -> bool:
-    """Apply every experiment of these files. False: the store cannot take them now. Raises InvalidArgument for a file that cannot be read."""
+    """Apply every experiment of these files. False: the store cannot take them now. Raises InvalidArgument for an unreadable one."""
     for path in paths:
         for loaded in spec.load_file(Path(path)):
             try:

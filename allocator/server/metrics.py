@@ -51,7 +51,9 @@ class Metrics:
             "allocator_exposure_cap_ratio", "Largest share that a candidate may receive now.", ["experiment", "arm"], registry=registry
         )
         self.weight = Gauge("allocator_weight_ratio", "Planned share of an arm.", ["experiment", "arm"], registry=registry)
-        self.prob_best = Gauge("allocator_prob_best_ratio", "Probability that an arm is the best.", ["experiment", "arm"], registry=registry)
+        self.prob_best = Gauge(
+            "allocator_prob_best_ratio", "Probability that an arm is the best.", ["experiment", "arm"], registry=registry
+        )
         self.evidence = Gauge(
             "allocator_guardrail_evidence_ratio",
             "Evidence of a guardrail (natural log) over what a breach needs; 1 or more is a breach.",
@@ -120,7 +122,7 @@ class Metrics:
         if label is OTHER:
             return
         experiment = record.experiment
-        self._record_state(record, label, plan.status.state, plan.status.stage)
+        self._record_state(label, plan.status.state, plan.status.stage)
         total = max(int(plan.exposures.sum()), 1)
         entry = entry_of(record)
         cap = min(entry.cap, entry.cap_per_candidate)
@@ -147,9 +149,9 @@ class Metrics:
         """A record was stored: its state."""
         label = self.label(record.name)
         if label is not OTHER:
-            self._record_state(record, label, record.status.state, record.status.stage)
+            self._record_state(label, record.status.state, record.status.stage)
 
-    def _record_state(self, record: Record, label: str, state: State, stage: int) -> None:
+    def _record_state(self, label: str, state: State, stage: int) -> None:
         for each in State:
             self.state.labels(label, each.value).set(float(each is state))
         self.stage.labels(label).set(stage)

@@ -125,9 +125,15 @@ ROWS = {  # the field: the pair of specs that differ in it, and whether the seco
     "Reward.prior": [(of("reward", prior=e.Prior(successes=2.0)), RISKY)],
     "Reward.warm_start": [(of("reward", warm_start=e.WarmStart("x")), RISKY)],
     "Policy.kind": [(of("policy", kind=e.PolicyKind.TOP_TWO), RISKY)],
-    "Policy.floor": [(of("policy", base=POOLED, floor=0.05), RISKY), (of("policy", base=of("policy", base=POOLED, floor=0.05)[1], floor=0.0), SAFE)],
+    "Policy.floor": [
+        (of("policy", base=POOLED, floor=0.05), RISKY),
+        (of("policy", base=of("policy", base=POOLED, floor=0.05)[1], floor=0.0), SAFE),
+    ],
     "Policy.half_life_seconds": [(of("policy", base=POOLED, half_life_seconds=60.0), RISKY)],
-    "Policy.power": [(of("policy", base=POOLED, power=0.5), RISKY), (of("policy", base=of("policy", base=POOLED, power=0.5)[1], power=1.0), SAFE)],
+    "Policy.power": [
+        (of("policy", base=POOLED, power=0.5), RISKY),
+        (of("policy", base=of("policy", base=POOLED, power=0.5)[1], power=1.0), SAFE),
+    ],
     "Policy.beta": [(of("policy", base=POOLED, beta=0.4), RISKY), (of("policy", base=POOLED, beta=0.6), SAFE)],
     "Policy.floor_schedule": [(of("policy", base=POOLED, floor_schedule=True), RISKY)],
     "Policy.shares": [(of("policy", shares={"old": 0.8, "new": 0.2}), RISKY), (of("policy", shares={"old": 0.95, "new": 0.05}), SAFE)],
@@ -147,7 +153,11 @@ ROWS = {  # the field: the pair of specs that differ in it, and whether the seco
     "Budget.loss": [(budget(loss=60.0), RISKY), (budget(loss=None), RISKY), (budget(loss=1.0), SAFE)],
     "Guardrail.name": [(of("guardrails", 0, name="renamed"), RISKY)],
     "Guardrail.metric": [(of("guardrails", 0, metric="x"), RISKY)],
-    "Guardrail.max": [(of("guardrails", 0, max=0.03), RISKY), (of("guardrails", 0, max=0.01), SAFE), (of("guardrails", 0, max=None, min=0.1), RISKY)],
+    "Guardrail.max": [
+        (of("guardrails", 0, max=0.03), RISKY),
+        (of("guardrails", 0, max=0.01), SAFE),
+        (of("guardrails", 0, max=None, min=0.1), RISKY),
+    ],
     "Guardrail.min": [(of("guardrails", 1, min=0.4), RISKY), (of("guardrails", 1, min=0.6), SAFE)],
     "Guardrail.quantile": [
         (of("guardrails", 2, quantile=0.9), RISKY),
@@ -171,7 +181,10 @@ ROWS = {  # the field: the pair of specs that differ in it, and whether the seco
     "Segment.match": [(of("segments", 0, match={}), RISKY)],
     "RampStage.cap": [(of("ramp", 1, cap=0.2), RISKY), (of("ramp", 1, cap=0.05), SAFE)],
     "RampStage.shadow": [(of("ramp", 0, shadow=False, cap=0.01), RISKY), (of("ramp", 1, shadow=True, cap=0.0), SAFE)],
-    "RampStage.min_duration_seconds": [(of("ramp", 1, min_duration_seconds=60.0), RISKY), (of("ramp", 1, min_duration_seconds=7200.0), SAFE)],
+    "RampStage.min_duration_seconds": [
+        (of("ramp", 1, min_duration_seconds=60.0), RISKY),
+        (of("ramp", 1, min_duration_seconds=7200.0), SAFE),
+    ],
     "RampStage.min_outcomes": [(of("ramp", 1, min_outcomes=10), RISKY), (of("ramp", 1, min_outcomes=1000), SAFE)],
     "RampStage.approvals": [(of("ramp", 1, approvals=0), RISKY), (of("ramp", 1, approvals=2), SAFE)],
     "Conclude.prob_best": [(of("conclude", prob_best=0.9), RISKY), (of("conclude", prob_best=0.999), SAFE)],

@@ -17,7 +17,8 @@ from allocator.stores.memory import MemoryStore
 from tests.conftest import ManualClock, SeededEntropy
 
 CALLS = {
-    "secret", "records", "record", "save", "add", "cells", "settled", "changed", "grant", "granted", "audit", "lead", "resign", "news", "listen",
+    "secret", "records", "record", "save", "add", "cells", "settled", "changed", "grant", "granted", "audit", "lead", "resign", "news",
+    "listen",
     "items", "put", "begin", "close",
 }  # fmt: skip
 

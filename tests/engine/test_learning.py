@@ -232,13 +232,14 @@ def test_a_running_experiment_may_be_revised_only_where_it_stays_comparable(rehe
     revise = rehearsal.engine.commands.apply
     record, created, changed = revise(two_arms(owner="search"), actor="bob")
     assert (created, changed, record.revision) == (False, True, 2)
-    wider = two_arms(owner="search", arms=(*two_arms().arms, Arm("third")), guardrails=(Guardrail("slow", "latency", quantile=0.9, max=5.0),))
+    slow = Guardrail("slow", "latency", quantile=0.9, max=5.0)
+    wider = two_arms(owner="search", arms=(*two_arms().arms, Arm("third")), guardrails=(slow,))
     record, _, _ = revise(wider, actor="bob")
     assert record.metrics == ("click", "error", "latency")
     rehearsal.plan()
     assert len(rehearsal.record().slots[0]) == 3
     for change, field in (
-        ({"arms": two_arms().arms[:1] + (Arm("other"),)}, "spec.arms[1]"),
+        ({"arms": (*two_arms().arms[:1], Arm("other"))}, "spec.arms[1]"),
         ({"reward": Reward("sale")}, "spec.reward"),
         ({"assignment": Assignment.PER_REQUEST}, "spec.assignment"),
         ({"policy": Policy(half_life_seconds=3600)}, "spec.policy.halfLife"),

@@ -100,7 +100,8 @@ def test_any_difference_in_an_entry_changes_its_digest():
         "incumbent": 1, "tables": (Table((65536,), (0,), (65536, 0)),), "only": (0, 4), "drained": 2, "counted": False,
         "shadow_arms": (1,), "activation": 2, "segment_names": ("m", "other"), "segments": ({"d": frozenset({"i"})},),
         "target": {"c": frozenset({"fr"})}, "opt_out": "no", "pins": {b"u": 1}, "lease_seconds": 1.0, "window_seconds": 1.0,
-        "bucket_seconds": 1.0, "first_only": False, "strict": True, "cap": 0.5, "cap_per_candidate": 0.5, "burst": 1, "leased_requests": True,
+        "bucket_seconds": 1.0, "first_only": False, "strict": True, "cap": 0.5, "cap_per_candidate": 0.5, "burst": 1,
+        "leased_requests": True,
         "leased_units": True, "stage": 1,
     }  # fmt: skip
     assert set(changes) | {"experiment", "uid"} == {field.name for field in fields(Entry)}

@@ -1,4 +1,6 @@
-"""Several servers on one store: one plans, all serve the same, no stale plan is stored. Expectations from `ports.Store` and decision 1, 8."""
+"""Several servers on one store: one plans, all serve the same, no stale plan is stored.
+
+Expectations from `ports.Store` and decision 1, 8."""
 
 from __future__ import annotations
 
@@ -127,7 +129,8 @@ def test_of_a_hundred_stale_plans_none_is_stored():
         mine.pass_(1)
         fleet.engines[other].planner.tick()
         before = fleet.store.record("default/ranker")
-        answer = fleet.engines[leader].registry.write([Save(replace(before, version=before.version + 1, revision=trial), before.version)], stale)
+        save = Save(replace(before, version=before.version + 1, revision=trial), before.version)
+        answer = fleet.engines[leader].registry.write([save], stale)
         assert answer[0].reason == "STALE_TERM"
         assert fleet.store.record("default/ranker") == before
 
@@ -271,7 +274,8 @@ def test_another_record_under_the_same_version_is_noticed_and_neither_is_believe
 
 
 def test_the_digest_of_an_entry_does_not_rest_on_the_order_of_sets_and_mappings(fleet):
-    fleet.run("a", two_arms(target={"country": ("fr", "de", "it"), "age": ("a", "b")}, guardrails=(Guardrail("errors", "error", max=0.02),)))
+    target = {"country": ("fr", "de", "it"), "age": ("a", "b")}
+    fleet.run("a", two_arms(target=target, guardrails=(Guardrail("errors", "error", max=0.02),)))
     entry = fleet.engines["a"].live.snapshot.entries["default/ranker"]
     turned = replace(entry, target={key: frozenset(sorted(entry.target[key], reverse=True)) for key in reversed(entry.target)})
     assert turned.digest() == entry.digest()

@@ -41,7 +41,9 @@ def test_the_committed_code_is_what_the_protos_generate(tmp_path):
     assert grpc_tools.main(["protoc", f"-I{ROOT / 'protos'}", f"-I{include}", *outputs, *map(str, PROTOS)]) == 0
     made = {path.relative_to(tmp_path): path.read_text() for path in tmp_path.rglob("*.py*")}
     kept = {path.relative_to(ROOT): path.read_text() for path in (ROOT / "allocator/v1").glob("*_pb2*.py*")}
-    assert kept == made, "run: python -m grpc_tools.protoc -Iprotos --python_out=. --pyi_out=. --grpc_python_out=. protos/allocator/v1/*.proto"
+    assert kept == made, (
+        "run: python -m grpc_tools.protoc -Iprotos --python_out=. --pyi_out=. --grpc_python_out=. protos/allocator/v1/*.proto"
+    )
 
 
 def test_the_protos_pass_the_standard_lint():

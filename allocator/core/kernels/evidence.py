@@ -116,7 +116,8 @@ def fold_increments(log_weight, log_terms, started, in_block, exposed, increment
     """Fold buckets of log likelihood ratios into one stream; returns the new (started, in_block).
 
     log_weight: (G,). log_terms: (G,), advanced in place. exposed: (B,), outcomes of each bucket. increments: (B, G).
-    out: (B,), receives the evidence after each bucket, or with `each` off only out[-1]. Inside, a term is multiple * exp(level): adding a restart
+    out: (B,), receives the evidence after each bucket, or with `each` off only out[-1].
+    Inside, a term is multiple * exp(level): adding a restart
     then takes one exponential and no logarithm.
     """
     level, multiple, scratch = log_terms, np.ones(log_terms.size), np.empty(log_terms.size)
