@@ -16,12 +16,8 @@ Run: pytest benchmarks/bench_freeze.py -s
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import random
-import subprocess
-import sys
-import threading
 import time
 from dataclasses import dataclass
 
@@ -37,6 +33,7 @@ from allocator.v1 import allocator_service_pb2 as service_pb
 from allocator.v1 import allocator_service_pb2_grpc as service_grpc
 from allocator.v1 import operator_service_pb2 as operator_pb
 from allocator.v1 import operator_service_pb2_grpc as operator_grpc
+from tests.processes import served
 
 TRIALS = 200
 BUSY_TRIALS = 50
@@ -57,18 +54,8 @@ class Freeze:
 @pytest.fixture(scope="module")
 def address(tmp_path_factory):
     store = f"sqlite:{tmp_path_factory.mktemp('freeze') / 'allocator.db'}"
-    flags = ["--listen", "127.0.0.1:0", "--metrics", "127.0.0.1:0", "--store", store, "--log-format", "json"]
-    command = [sys.executable, "-m", "allocator", "serve", *flags]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
-        for line in process.stderr:
-            event = json.loads(line)
-            if event["event"] == "server.ready":
-                break
-        reader = threading.Thread(target=process.stderr.read)  # a log that nobody reads fills its pipe, and the server waits
-        reader.start()
-        yield event["address"]
-        process.terminate()
-        reader.join()
+    with served(store) as server:
+        yield server.address
 
 
 def failures_to_freeze() -> int:

@@ -14,11 +14,8 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import json
 import os
 import random
-import subprocess
-import sys
 import threading
 import time
 from dataclasses import dataclass
@@ -33,6 +30,7 @@ from allocator.core.evidence_rates import fold, rate_grid
 from allocator.v1 import allocator_pb2 as pb
 from allocator.v1 import operator_service_pb2 as operator_pb
 from allocator.v1 import operator_service_pb2_grpc as operator_grpc
+from tests.processes import served
 from tests.redis_servers import Node
 
 TRIALS = 60
@@ -59,17 +57,8 @@ def addresses(tmp_path_factory):
         node = stack.enter_context(Node(directory / "redis", appendonly="yes", appendfsync="always"))
         found = []
         for number in range(2):
-            flags = ["--listen", "127.0.0.1:0", "--metrics", "none", "--store", node.url, "--log-format", "json"]
-            flags += ["--state", str(directory / f"state-{number}")]
-            command = [sys.executable, "-m", "allocator", "serve", *flags]
-            process = stack.enter_context(subprocess.Popen(command, stderr=subprocess.PIPE, text=True))
-            stack.callback(process.terminate)
-            for line in process.stderr:
-                event = json.loads(line)
-                if event["event"] == "server.ready":
-                    break
-            threading.Thread(target=process.stderr.read, daemon=True).start()  # a log that nobody reads fills its pipe
-            found.append(event["address"])
+            server = stack.enter_context(served(node.url, "--state", str(directory / f"state-{number}")))
+            found.append(server.address)
         yield found
 
 

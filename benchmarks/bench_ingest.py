@@ -12,13 +12,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import os
 import random
 import sqlite3
 import statistics
-import subprocess
-import sys
 import time
 from base64 import urlsafe_b64decode
 from collections.abc import Iterator
@@ -34,6 +31,7 @@ from allocator.v1 import allocator_pb2 as pb
 from allocator.v1 import allocator_service_pb2 as service_pb
 from allocator.v1 import operator_service_pb2 as operator_pb
 from allocator.v1 import operator_service_pb2_grpc as operator_grpc
+from tests.processes import served
 from tests.redis_servers import Node, until
 
 BATCH = 500
@@ -44,20 +42,6 @@ TINY = {"REPORTS": 3, "ROUNDS": 2}
 ALONE, WITH_ERROR, REAL = KINDS = ("a click", "a click and an error", "two real numbers, no two alike")
 RNG = random.Random(0)
 REPORT = "/allocator.v1.AllocatorService/ReportOutcomes"
-
-
-@contextlib.contextmanager
-def serving(store: str, *more: str) -> Iterator[str]:
-    """A server process on this store; its address."""
-    flags = ("--listen", "127.0.0.1:0", "--metrics", "127.0.0.1:0", "--store", store, "--log-format", "json", *more)
-    with subprocess.Popen([sys.executable, "-m", "allocator", "serve", *flags], stderr=subprocess.PIPE, text=True) as process:
-        try:
-            for line in process.stderr:
-                if (event := json.loads(line))["event"] == "server.ready":
-                    break
-            yield event["address"]
-        finally:
-            process.terminate()
 
 
 async def prepare(address: str) -> bytes:
@@ -133,7 +117,7 @@ def test_durable_ingest_with_redis(tmp_path, wait):
         if wait:
             stack.enter_context(Node(tmp_path / "replica", replicaof=f"127.0.0.1 {primary.port}"))
             until(lambda: "'online'" in str(primary.ask("INFO", "replication")), "the replica follows")
-        address = stack.enter_context(serving(f"{primary.url}?wait={wait}", "--state", str(tmp_path / "state")))
+        address = stack.enter_context(served(f"{primary.url}?wait={wait}", "--state", str(tmp_path / "state"))).address
         uid = uvloop.run(prepare(address))
         key = RedisStore(primary.url).secret()
         rates = rounds(address, key, uid, WITH_ERROR)
@@ -146,8 +130,8 @@ def test_durable_ingest_with_redis(tmp_path, wait):
 @pytest.fixture
 def sqlite_server(tmp_path) -> Iterator[tuple[str, Path]]:
     path = tmp_path / "store.db"
-    with serving(f"sqlite:{path}") as address:
-        yield address, path
+    with served(f"sqlite:{path}") as server:
+        yield server.address, path
 
 
 @pytest.mark.parametrize("kind", KINDS)

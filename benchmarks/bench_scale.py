@@ -9,15 +9,10 @@ experiments; "ready" is its own line in the log. Kernels are cached: the first s
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import resource
-import signal
 import statistics
-import subprocess
-import sys
-import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -35,11 +30,11 @@ from allocator.engine.engine import Engine
 from allocator.ports import Save, SystemClock, SystemEntropy
 from allocator.server.watch import changes
 from allocator.stores.sqlite import SqliteStore
+from tests.processes import Server
 
 SIZES = (10, 10_000)
 RNG = random.Random(0)
 BATCH = 500
-READY_SECONDS = 300.0
 CLOCK = SystemClock()
 
 
@@ -70,9 +65,9 @@ def filled(path: Path, count: int) -> None:
     store.close()
 
 
-def resident() -> float:
-    """MB of memory that this process has now."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 1e6
+def resident(process: int | str = "self") -> float:
+    """MB of memory that a process has now, this one or that of the number."""
+    return int(Path(f"/proc/{process}/statm").read_text().split()[1]) * resource.getpagesize() / 1e6
 
 
 def milliseconds(seconds: list[float], share: float) -> float:
@@ -140,33 +135,10 @@ def test_a_pass_a_decision_and_a_publication(tmp_path):
         engine.close()
 
 
-class Process:
-    """`allocator serve` on a file, as a process."""
-
-    def __init__(self, path: Path) -> None:
-        command = [sys.executable, "-m", "allocator", "serve", "--listen", "127.0.0.1:0", "--metrics", "none"]
-        self.started = time.perf_counter()
-        self.process = subprocess.Popen(
-            [*command, "--store", f"sqlite:{path}", "--log-format", "json"], stderr=subprocess.PIPE, text=True, env=os.environ
-        )
-        timer = threading.Timer(READY_SECONDS, self.process.kill)
-        timer.start()
-        assert self.process.stderr is not None
-        line = next((line for line in self.process.stderr if '"server.ready"' in line), None)
-        timer.cancel()
-        assert line is not None, "the server did not come up"
-        self.seconds = time.perf_counter() - self.started
-        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(") ")[2].split()
-        self.processor_seconds = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-        self.address = json.loads(line)["address"]
-
-    def kill(self) -> None:
-        self.process.send_signal(signal.SIGKILL)
-        self.process.wait()
-        self.process.stderr.close()
-
-    def resident(self) -> float:
-        return int(Path(f"/proc/{self.process.pid}/statm").read_text().split()[1]) * resource.getpagesize() / 1e6
+def processor_seconds(process: int) -> float:
+    """How long a process has worked."""
+    fields = Path(f"/proc/{process}/stat").read_text().rpartition(") ")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 @pytest.mark.parametrize("size", [10, 1_000, 10_000])
@@ -174,16 +146,18 @@ def test_ready_again_after_kill(tmp_path, size):
     filled(tmp_path / "a.db", size)
     seconds, processor, memory = [], [], 0.0
     for turn in range(4):
-        server = Process(tmp_path / "a.db")
+        started = time.perf_counter()
+        server = Server(f"sqlite:{tmp_path / 'a.db'}")
+        took, worked = time.perf_counter() - started, processor_seconds(server.process.pid)
         with Client(server.address, decide_timeout=30, report_timeout=30) as client:
             for number in range(0, size, 10):
                 decision = client.decide(f"e{number}", unit=f"u{turn}", fallback="v0")
                 client.report(decision.id, reward=1.0, metrics={"error": 0.0})
-        memory = server.resident()
+        memory = resident(server.process.pid)
         server.kill()
         if turn:
-            seconds.append(server.seconds)
-            processor.append(server.processor_seconds)
+            seconds.append(took)
+            processor.append(worked)
     print(
         f"{size:6} experiments: ready {min(seconds):.2f} to {max(seconds):.2f} s after the start, of which the processor worked"
         f" {min(processor):.2f} to {max(processor):.2f} s; {memory:.0f} MB resident"
@@ -195,7 +169,7 @@ def test_a_decision_over_grpc(tmp_path):
     servers, clients = {}, {}
     for size in SIZES:
         filled(tmp_path / f"{size}.db", size)
-        servers[size] = Process(tmp_path / f"{size}.db")
+        servers[size] = Server(f"sqlite:{tmp_path / f'{size}.db'}")
         clients[size] = Client(servers[size].address, decide_timeout=30, report_timeout=30)
         for number in range(size):
             clients[size].decide(f"e{number}", unit="first")

@@ -9,11 +9,7 @@ Run: pytest benchmarks/bench_watch.py -s
 from __future__ import annotations
 
 import asyncio
-import json
 import os
-import subprocess
-import sys
-import threading
 import time
 
 import grpc
@@ -26,6 +22,7 @@ from allocator.v1 import allocator_service_pb2 as service_pb
 from allocator.v1 import allocator_service_pb2_grpc as service_grpc
 from allocator.v1 import operator_service_pb2 as operator_pb
 from allocator.v1 import operator_service_pb2_grpc as operator_grpc
+from tests.processes import served
 
 WATCHERS = 100
 CHANGES = 100
@@ -34,17 +31,8 @@ TINY = {"WATCHERS": 5, "CHANGES": 4}
 
 @pytest.fixture(scope="module")
 def address():
-    flags = ["--listen", "127.0.0.1:0", "--metrics", "none", "--store", "memory:", "--log-format", "json"]
-    with subprocess.Popen([sys.executable, "-m", "allocator", "serve", *flags], stderr=subprocess.PIPE, text=True) as process:
-        for line in process.stderr:
-            event = json.loads(line)
-            if event["event"] == "server.ready":
-                break
-        reader = threading.Thread(target=process.stderr.read)  # a log that nobody reads fills its pipe, and the server waits
-        reader.start()
-        yield event["address"]
-        process.terminate()
-        reader.join()
+    with served("memory:") as server:
+        yield server.address
 
 
 async def create(operator: operator_grpc.OperatorServiceStub, name: str) -> None:

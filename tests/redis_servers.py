@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import shutil
 import signal
-import socket
 import subprocess
 import threading
 import time
@@ -26,13 +25,14 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from allocator.errors import Unavailable
+from tests import processes
+from tests.processes import free_port
 
 SECONDS = 20.0  # for anything here to come about
 MASTER = "allocator"  # the name under which Sentinels know the replicated server
 SLOTS = 16_384
 KEEPS_ALL = {"save": "", "appendonly": "yes", "appendfsync": "always"}  # with everysec, a kill loses what waits for a sync under way
 
-_pause = threading.Event()  # never set: a wait that ends
 
 
 def binary() -> str:
@@ -49,23 +49,11 @@ def binary() -> str:
 
 
 def until(true: Callable[[], object], what: str, seconds: float = SECONDS) -> None:
-    """Wait until `true` answers so; an error that passes (Redis', or Unavailable) counts as not yet. Fails the test after `seconds`."""
-    deadline = time.monotonic() + seconds
-    while True:
-        try:
-            if true():
-                return
-        except (redis.RedisError, Unavailable):
-            pass
-        if time.monotonic() > deadline:
-            pytest.fail(f"after {seconds:g} s, still not: {what}")
-        _pause.wait(0.02)
+    """As `processes.until`, for servers that are still coming up: not to be reached, or not to be written to, is "not yet"."""
+    processes.until(true, what, seconds, (redis.RedisError, Unavailable))
 
 
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
+_pause = threading.Event()  # never set: a wait that ends
 
 
 class Node:

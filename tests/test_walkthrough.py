@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import re
-import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from tests.processes import free_address
 
 ROOT = Path(__file__).parent.parent
 
@@ -18,12 +19,6 @@ def blocks() -> list[str]:
     """The shell blocks of the section, in order."""
     section = (ROOT / "README.md").read_text().split("\n## A rollout from beginning to end\n")[1].split("\n## ")[0]
     return re.findall(r"^```sh\n(.*?)^```", section, flags=re.DOTALL | re.MULTILINE)
-
-
-def free_address() -> str:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return f"127.0.0.1:{free.getsockname()[1]}"
 
 
 @pytest.mark.timeout(180)

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import errno
-import os
-import signal
 import subprocess
 import sys
-import threading
 
 import numpy as np
 import pyarrow.dataset as ds
@@ -26,6 +23,7 @@ from allocator.server import decision_log
 from allocator.server.config import Config
 from allocator.server.workers import check_workers
 from tests.conftest import two_arms
+from tests.processes import Server, until
 
 SECRET_UNIT = "ada.lovelace@example.org"
 
@@ -368,55 +366,33 @@ def test_workers_which_write_no_log_are_refused_beside_one(tmp_path):
     check_workers(Config(), 2)
 
 
-def start_server(folder):
-    """`allocator serve` with a decision log: the process and its address."""
-    arguments = ["--listen", "127.0.0.1:0", "--metrics", "none", "--store", f"sqlite:{folder / 'a.db'}", "--log-format", "json"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "allocator", "serve", *arguments, "--drain", "0", "--decision-log", str(folder / "log")],
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    for line in process.stderr:
-        if '"server.ready"' in line:
-            threading.Thread(target=process.stderr.read, daemon=True).start()
-            return process, line.split('"address": "')[1].split('"')[0]
-    raise AssertionError("the server did not start")
-
-
 def test_a_killed_server_loses_at_most_what_it_had_not_flushed(tmp_path):
     """Decisions that the log has shown to a reader before the kill are there after it, once, and the next server makes Parquet of them."""
     spec = tmp_path / "spec.yaml"
     arms = "arms: [{name: a, incumbent: true}, {name: b}]"
     head = "apiVersion: allocator/v1\nkind: Experiment\nmetadata: {name: ranker}\n"
     spec.write_text(f"{head}spec:\n  {arms}\n  reward: {{metric: click}}\n")
-    process, address = start_server(tmp_path)
+    flags = (f"sqlite:{tmp_path / 'a.db'}", "--drain", "0", "--decision-log", str(tmp_path / "log"))
+    server = Server(*flags)
     try:
         run = [sys.executable, "-m", "allocator"]
         for command in (["apply", "-f", str(spec)], ["start", "ranker"]):
-            subprocess.run([*run, *command, "--server", address], check=True, capture_output=True)
-        with Client(address) as client:
+            subprocess.run([*run, *command, "--server", server.address], check=True, capture_output=True)
+        with Client(server.address) as client:
             made = [client.decide("ranker", unit=f"u{n}", fallback="a").id for n in range(200)]
-            seen: set[str] = set()
-            changed = threading.Event()
-            for _ in range(300):
-                changed.wait(0.05)
-                try:
-                    seen = set(reader.read(tmp_path / "log", "default/ranker").decision_id.tolist())
-                except NotFound:
-                    continue
-                if seen == set(made):
-                    break
-            assert seen == set(made)
+
+            def shown() -> bool:
+                return set(reader.read(tmp_path / "log", "default/ranker").decision_id.tolist()) == set(made)
+
+            until(shown, "the log shows the decisions", despite=(NotFound,))
             more = [client.decide("ranker", unit=f"v{n}", fallback="a").id for n in range(50)]
     finally:
-        os.kill(process.pid, signal.SIGKILL)
-        process.wait()
-    process, _ = start_server(tmp_path)
+        server.kill()
+    server = Server(*flags)
     try:
         assert list((tmp_path / "log" / "decisions").rglob("*.parquet"))
         after = reader.read(tmp_path / "log", "default/ranker").decision_id.tolist()
         assert set(made) <= set(after) <= {*made, *more}
         assert len(after) == len(set(after))
     finally:
-        process.terminate()
-        process.wait()
+        server.kill()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import socket
 import subprocess
 import threading
 import time
@@ -19,6 +18,7 @@ import pytest
 
 from tests.assets.test_alerts import ALERTS, RULES, queries
 from tests.cli.conftest import RealServer, server  # noqa: F401  (a fixture)
+from tests.processes import free_address
 
 PATIENCE_SECONDS = 60.0
 pytestmark = pytest.mark.skipif(shutil.which("prometheus") is None, reason="prometheus is not installed (Debian: prometheus)")
@@ -36,9 +36,7 @@ scrape_configs:
     static_configs: [{{targets: ["{server.ready["metrics"]}"]}}]
 """
     )
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
+    address = free_address()
     command = [
         "prometheus",
         f"--config.file={tmp_path / 'prometheus.yaml'}",

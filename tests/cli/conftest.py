@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import itertools
-import json
-import signal
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -19,6 +16,7 @@ import pytest
 from typer.testing import CliRunner
 
 from allocator.cli import app
+from tests.processes import served
 
 ALLOCATOR = (sys.executable, "-m", "allocator")
 SPEC = """\
@@ -65,41 +63,9 @@ class Said:
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealServer]:
     store = tmp_path_factory.mktemp("store") / "allocator.db"
-    arguments = (
-        "--listen",
-        "127.0.0.1:0",
-        "--metrics",
-        "127.0.0.1:0",
-        "--store",
-        f"sqlite:{store}",
-        "--log-format",
-        "json",
-    )
-    process = subprocess.Popen(
-        [*ALLOCATOR, "serve", *arguments, "--drain", "0", "--grace", "0"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        yield RealServer(*_when_ready(process, store))
-    finally:
-        process.send_signal(signal.SIGTERM)
-        try:
-            process.wait(10)
-        finally:
-            process.kill()
-
-
-def _when_ready(process: subprocess.Popen[str], store: Path) -> tuple[str, Path, subprocess.Popen[str], dict[str, Any]]:
-    lines = []
-    for line in process.stderr or ():
-        lines.append(line)
-        if '"event": "server.ready"' in line:
-            event = json.loads(line)
-            threading.Thread(target=lambda: list(process.stderr or ()), daemon=True).start()  # or the pipe fills up
-            return event["address"], store, process, event
-    raise AssertionError("the server did not start:\n" + "".join(lines))
+    with served(f"sqlite:{store}", "--drain", "0", "--grace", "0") as started:
+        yield RealServer(started.address, store, started.process, started.ready)
+        started.stop()
 
 
 @pytest.fixture

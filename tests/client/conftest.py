@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 import threading
-import time
-from collections.abc import Callable
 
 import pytest
 
@@ -15,23 +12,9 @@ from allocator.server.config import Config
 from allocator.server.main import Server
 from allocator.stores.memory import MemoryStore
 from tests.conftest import SeededEntropy, two_arms
+from tests.processes import free_port
 
 QUICK = (0.01, 0.05)  # pauses before a lost stream is opened anew, so that tests need not wait
-
-
-def free_port() -> int:
-    """A port of loopback where nothing listens."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-def until(condition: Callable[[], object], seconds: float = 30.0) -> None:
-    """Wait for a condition that other threads bring about; fails after a deadline."""
-    pause, end = threading.Event(), time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it never came true"
-        pause.wait(0.005)
 
 
 class Immortal(MemoryStore):

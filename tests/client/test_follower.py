@@ -15,8 +15,8 @@ from allocator.errors import InvalidArgument
 from allocator.v1 import allocator_service_pb2 as service_pb
 from allocator.wire.scalars import duration
 from allocator.wire.snapshots import entry_to_message
-from tests.client.conftest import until
 from tests.conftest import ManualClock
+from tests.processes import until
 
 ENTRY = Entry("default/a", b"uid--a--", 3, "RUNNING", True, b"salt", ("x", "y"), ("", ""), 0, (Slots((65_536,), (0,), (65_536, 0)),))
 

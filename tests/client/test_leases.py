@@ -17,8 +17,8 @@ from allocator.engine.engine import Engine
 from allocator.stores.memory import MemoryStore
 from allocator.v1 import allocator_service_pb2 as service_pb
 from allocator.wire.exposures import KINDS, exposure_from_message, exposure_to_message
-from tests.client.conftest import until
 from tests.conftest import ManualClock, SeededEntropy, two_arms
+from tests.processes import until
 
 
 def test_an_exposure_survives_the_wire():
@@ -41,7 +41,7 @@ def test_clients_spend_a_budget_to_the_last_and_not_beyond(service, make):
                 served += client.decide("ranker", f"u{i}").arm == "new"
         return served >= most
 
-    until(spend, 60)
+    until(spend, seconds=60)
     for client in clients:
         for i in range(500):
             decision = client.decide("ranker", f"u{i}")

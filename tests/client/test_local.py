@@ -19,8 +19,9 @@ from allocator.core.decision import choose
 from allocator.core.decision_id import read
 from allocator.core.experiment import Assignment, Exposure, Segment
 from allocator.errors import InvalidArgument
-from tests.client.conftest import QUICK, free_port, until
+from tests.client.conftest import QUICK
 from tests.conftest import ManualClock, two_arms
+from tests.processes import free_port, until
 
 
 class Cut(grpc.RpcError):

@@ -13,6 +13,7 @@ from allocator.errors import DeadlineExceeded, InvalidArgument, NotFound, Unavai
 from allocator.server.config import Config
 from allocator.server.main import Server
 from tests.conftest import two_arms
+from tests.processes import free_address
 
 
 @pytest.fixture(scope="module")
@@ -35,13 +36,6 @@ def server():
 def client(server):
     with Client(server.address, decide_timeout=5) as client:
         yield client
-
-
-def nobody() -> str:
-    """An address where nothing listens."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return f"127.0.0.1:{probe.getsockname()[1]}"
 
 
 def test_a_decision_and_its_outcome(client):
@@ -88,7 +82,7 @@ def test_values_of_the_wrong_type_are_refused_by_name_before_any_call(client, ba
 
 
 def test_without_a_server_the_named_fallback_or_the_last_incumbent_serves():
-    with Client(nobody()) as client:
+    with Client(free_address()) as client:
         decision = client.decide("ranker", "u", fallback="old")
         assert (decision.arm, decision.reason, decision.propensity, decision.id) == ("old", Reason.STALE, 1.0, "")
         assert client.report(decision.id, reward=1.0).status == "IGNORED"

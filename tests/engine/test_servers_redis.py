@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 
@@ -17,6 +15,7 @@ from allocator.ports import SystemClock, SystemEntropy
 from allocator.stores.keepsake import DiskKeepsake
 from allocator.stores.redis import RedisStore
 from tests.conftest import two_arms
+from tests.processes import until
 from tests.redis_servers import Node
 
 DEADLINE = 20.0
@@ -41,14 +40,6 @@ def start(node, tmp_path) -> Iterator[Callable[[str], Engine]]:
             return engine
 
         yield make
-
-
-def until(holds: Callable[[], bool], what: str) -> None:
-    """Wait for it."""
-    tries, end = threading.Event(), time.monotonic() + DEADLINE
-    while not holds():
-        assert time.monotonic() < end, what
-        tries.wait(0.01)
 
 
 def decide(engine: Engine, unit: str = "u"):

@@ -1,19 +1,10 @@
-"""A server in a process of its own, to be killed, paused and started again; and a serving system that keeps a history of what it heard."""
+"""A serving system that keeps a history of what it heard from a server, which is killed, paused and started again beside it."""
 
 from __future__ import annotations
 
 import asyncio
-import collections
-import contextlib
-import json
-import os
 import random
-import signal
-import subprocess
-import sys
-import threading
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import grpc
 
@@ -28,66 +19,7 @@ from tests.faults.checker import Subject
 from tests.faults.history import History
 
 RANKER = Subject(("old", "new"), "old", "click", 30.0, {"errors": "error"}, cap=0.5)  # `two_arms`, as the checker knows it
-READY_SECONDS = 120.0
 STATUSES = {number: name.removeprefix("OUTCOME_STATUS_") for name, number in pb.OutcomeStatus.items()}
-
-
-class Server:
-    """`allocator serve`. wrap: what to start it with, such as strace. Raises AssertionError when it ends before it is ready."""
-
-    def __init__(
-        self, store: str, *flags: str, listen: str = "127.0.0.1:0", wrap: Sequence[str] = (), env: dict[str, str] | None = None
-    ) -> None:
-        command = [*wrap, sys.executable, "-m", "allocator", "serve", "--listen", listen, "--metrics", "127.0.0.1:0", "--store", store]
-        self.process = subprocess.Popen(
-            [*command, "--log-format", "json", *flags], stderr=subprocess.PIPE, text=True, env={**os.environ, **(env or {})}
-        )
-        self.log: collections.deque[str] = collections.deque(maxlen=2000)
-        self.address = self.metrics = ""
-        self._ready = threading.Event()
-        self._reader = threading.Thread(target=self._read, daemon=True)
-        self._reader.start()
-        self._ready.wait(READY_SECONDS)
-        assert self.address, "the server did not start:\n" + "".join(self.log)
-
-    def _read(self) -> None:
-        for line in self.process.stderr:
-            self.log.append(line)
-            if '"server.ready"' in line:
-                event = json.loads(line)
-                self.address, self.metrics = event["address"], event["metrics"]
-                self._ready.set()
-        self._ready.set()
-
-    def signal(self, number: int) -> None:
-        os.kill(self.process.pid, number)
-
-    def kill(self) -> None:
-        """kill -9, and wait until it is gone."""
-        self.process.kill()
-        self.process.wait()
-        self._reader.join()
-
-    def stop(self, seconds: float = 30.0) -> int:
-        """SIGTERM. Returns the exit code."""
-        self.process.send_signal(signal.SIGTERM)
-        code = self.process.wait(seconds)
-        self._reader.join()
-        return code
-
-    def events(self, name: str) -> list[dict[str, Any]]:
-        """What the log says of one kind of event."""
-        return [event for line in list(self.log) if line.startswith("{") and (event := json.loads(line))["event"] == name]
-
-
-@contextlib.contextmanager
-def served(store: str, *flags: str, **more: Any) -> Iterator[Server]:
-    """A server, gone at the end whatever happens."""
-    server = Server(store, *flags, **more)
-    try:
-        yield server
-    finally:
-        server.kill()
 
 
 class Caller:
@@ -204,14 +136,3 @@ async def serves_candidates(caller: Caller, seconds: float = 10.0) -> None:
             if error.code() is not grpc.StatusCode.NOT_FOUND:
                 raise
         assert loop.time() < end, "the server never heard that the experiment runs"
-
-
-async def until(condition: Any, seconds: float = 10.0, every: float = 0.02) -> None:
-    """Wait for a condition that becomes true by itself. Raises AssertionError after `seconds`."""
-    loop = asyncio.get_running_loop()
-    end = loop.time() + seconds
-    beat = asyncio.Event()
-    while not condition():
-        assert loop.time() < end, f"still not true after {seconds} s"
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(beat.wait(), every)

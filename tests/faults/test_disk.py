@@ -16,7 +16,8 @@ import pytest
 from tests.conftest import fill
 from tests.faults import checker
 from tests.faults.history import History
-from tests.faults.servers import RANKER, Caller, served
+from tests.faults.servers import RANKER, Caller
+from tests.processes import served
 
 
 async def timed(call) -> float:

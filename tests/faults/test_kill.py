@@ -20,7 +20,8 @@ from tests.conftest import two_arms
 from tests.engine.conftest import Rehearsal
 from tests.faults import checker
 from tests.faults.history import History
-from tests.faults.servers import RANKER, Caller, Server, served
+from tests.faults.servers import RANKER, Caller
+from tests.processes import Server, served
 
 WRITERS = 4
 

@@ -16,7 +16,8 @@ from allocator.v1 import operator_service_pb2 as operator_pb
 from tests.faults import checker
 from tests.faults.history import History
 from tests.faults.proxy import Proxy
-from tests.faults.servers import RANKER, Caller, Server, served, serves_candidates, until
+from tests.faults.servers import RANKER, Caller, serves_candidates
+from tests.processes import Server, served, until
 from tests.redis_servers import Node, Sentinels
 
 
@@ -134,7 +135,7 @@ def test_a_stale_primary_loses_what_nobody_waited_for_and_nothing_that_was_waite
 
             async def story(primary=primary, link=link, history=history, server=server) -> None:
                 loop, rng = asyncio.get_running_loop(), random.Random(10)
-                await until(lambda: "'online'" in str(primary.ask("INFO", "replication")))
+                await asyncio.to_thread(until, lambda: "'online'" in str(primary.ask("INFO", "replication")), "a replica online")
                 async with Caller(server.address, history, "ann") as ann:
                     await ann.begin()
                     for _ in range(5):

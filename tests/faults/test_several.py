@@ -19,7 +19,8 @@ from allocator.v1 import allocator_service_pb2 as service_pb
 from allocator.v1 import allocator_service_pb2_grpc as service_grpc
 from tests.faults import checker
 from tests.faults.history import History
-from tests.faults.servers import RANKER, STATUSES, Caller, served, serves_candidates
+from tests.faults.servers import RANKER, STATUSES, Caller, serves_candidates
+from tests.processes import served
 from tests.redis_servers import Node
 
 

@@ -19,7 +19,8 @@ from allocator.v1 import allocator_service_pb2 as service_pb
 from allocator.v1 import allocator_service_pb2_grpc as service_grpc
 from tests.faults.history import History
 from tests.faults.proxy import Proxy
-from tests.faults.servers import Caller, Server, served
+from tests.faults.servers import Caller
+from tests.processes import Server, served, until
 
 WATCHERS, STUCK, EXPERIMENTS = 200, 20, 40
 MORE_MEGABYTES = 100
@@ -31,12 +32,10 @@ def resident(server: Server) -> float:
     return int(next(line.split()[1] for line in lines if line.startswith("VmRSS"))) / 1024
 
 
-def wait(condition, what: str, seconds: float = 60.0) -> float:
+def wait(condition, what: str) -> float:
     """Seconds until it is so."""
-    begun, pause = time.monotonic(), threading.Event()
-    while not condition():
-        assert time.monotonic() - begun < seconds, f"still not: {what}"
-        pause.wait(0.02)
+    begun = time.monotonic()
+    until(condition, what, 60.0)
     return time.monotonic() - begun
 
 

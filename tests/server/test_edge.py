@@ -18,8 +18,9 @@ from allocator.v1 import allocator_service_pb2 as service_pb
 from allocator.v1 import allocator_service_pb2_grpc as service_grpc
 from allocator.v1 import operator_service_pb2 as operator_pb
 from allocator.v1 import operator_service_pb2_grpc as operator_grpc
-from tests.client.conftest import QUICK, Service, free_port, until
+from tests.client.conftest import QUICK, Service
 from tests.conftest import ManualClock
+from tests.processes import free_port, until
 
 
 @pytest.fixture

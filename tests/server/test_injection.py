@@ -9,12 +9,10 @@ import csv
 import io
 import json
 import re
-import signal
 import subprocess
 import sys
-import threading
 import urllib.request
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import grpc
@@ -28,6 +26,7 @@ from allocator.v1 import allocator_service_pb2_grpc as service_grpc
 from allocator.v1 import operator_service_pb2 as operator_pb
 from allocator.v1 import operator_service_pb2_grpc as operator_grpc
 from tests.cli.conftest import said
+from tests.processes import Server
 
 ALLOCATOR = (sys.executable, "-m", "allocator")
 FORGED = '{"event": "forged"}'
@@ -50,7 +49,6 @@ class Process:
     folder: Path
     log_format: str
     token: str = ""
-    lines: list[str] = field(default_factory=list)
 
     def __enter__(self):
         store = f"sqlite:{self.folder / 'a.db'}"
@@ -58,21 +56,9 @@ class Process:
         made = subprocess.run(create, capture_output=True, text=True, check=True)
         self.token = made.stdout.strip()
         assert self.token not in made.stderr
-        arguments = ("--listen", "127.0.0.1:0", "--metrics", "127.0.0.1:0", "--store", store, "--access", "tokens", "--drain", "0")
-        self.process = subprocess.Popen(
-            [*ALLOCATOR, "serve", *arguments, "--log-format", self.log_format, "--decision-log", str(self.folder / "log")],
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for line in self.process.stderr:
-            self.lines.append(line)
-            if "server.ready" in line:
-                break
-        self.thread = threading.Thread(target=lambda: self.lines.extend(self.process.stderr))
-        self.thread.start()
-        pattern = r'"?address"?[=:] ?"?([\d.:]+)"?'
-        self.address = re.search(pattern, line)[1]
-        self.metrics = re.search(pattern.replace("address", "metrics"), line)[1]
+        flags = ("--access", "tokens", "--drain", "0", "--decision-log", str(self.folder / "log"))
+        self.server = Server(store, *flags, log_format=self.log_format)
+        self.address, self.metrics = self.server.address, self.server.metrics
         self.channel = channel(self.address, Access(token=self.token))
         self.access = Access(token=self.token).metadata()
         self.operator = operator_grpc.OperatorServiceStub(self.channel)
@@ -92,16 +78,16 @@ class Process:
 
     def stop(self) -> str:
         """End it; everything that it logged."""
-        if self.process.poll() is None:
+        if self.server.process.poll() is None:
             self.channel.close()
-            self.process.send_signal(signal.SIGTERM)
-            self.process.wait(30)
-            self.thread.join()
-        return "".join(self.lines)
+            self.server.stop()
+        return "".join(self.server.log)
 
     def __exit__(self, *_):
-        self.stop()
-        self.process.kill()
+        try:
+            self.stop()
+        finally:
+            self.server.kill()
 
 
 @pytest.fixture(scope="module", params=["json", "pretty"])
@@ -159,7 +145,7 @@ def assert_plain(text: str) -> None:
 
 
 def test_every_log_line_is_one_event_of_ours(attacked):
-    text = "".join(attacked.lines)
+    text = "".join(attacked.server.log)
     assert_plain(text)
     assert "break_glass" in text, "the attack was logged at all"
     for line in text.splitlines():

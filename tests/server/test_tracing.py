@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 import threading
 from pathlib import Path
 
@@ -17,6 +14,7 @@ from allocator.v1 import operator_service_pb2 as pb
 from allocator.v1 import operator_service_pb2_grpc as rpc
 from allocator.wire import spec
 from allocator.wire.convert import experiment_to_message
+from tests.processes import served, until
 
 TRACE, SPAN = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 SPEC = Path(__file__).parents[2] / "allocator" / "assets" / "examples" / "minimal.yaml"
@@ -63,34 +61,15 @@ def test_a_later_version_may_say_more() -> None:
     assert structlog.contextvars.get_contextvars()["trace_id"] == TRACE
 
 
-def test_a_command_is_logged_with_its_trace(tmp_path: Path) -> None:
-    log = tmp_path / "log"
-    command = [sys.executable, "-m", "allocator", "serve", "--listen", "127.0.0.1:0", "--metrics", "none", "--store", "memory:"]
-    with log.open("w") as file:
-        server = subprocess.Popen([*command, "--log-format", "json", "--drain", "0", "--grace", "0"], stderr=file)
-    try:
-        ready = _event(server, log, "server.ready")
+def test_a_command_is_logged_with_its_trace() -> None:
+    with served("memory:", "--drain", "0", "--grace", "0") as server:
         experiment = experiment_to_message(spec.load_file(SPEC)[0].experiment)
-        with grpc.insecure_channel(ready["address"]) as channel:
+        with grpc.insecure_channel(server.address) as channel:
             operator = rpc.OperatorServiceStub(channel)
             request = pb.ApplyExperimentRequest(experiment=experiment, actor="tess")
             operator.ApplyExperiment(request, metadata=(("traceparent", f"00-{TRACE}-{SPAN}-01"),), timeout=10)
             operator.StartExperiment(pb.StartExperimentRequest(experiment="minimal", actor="tess"), timeout=10)
-        created, started = _event(server, log, "experiment.create"), _event(server, log, "experiment.start")
+        until(lambda: server.events("experiment.start"), "the start is logged")
+        (created,), (started,) = server.events("experiment.create"), server.events("experiment.start")
         assert (created["trace_id"], created["span_id"], created["actor"]) == (TRACE, SPAN, "tess")
         assert "trace_id" not in started
-    finally:
-        server.kill()
-        server.wait()
-
-
-def _event(server: subprocess.Popen, log: Path, name: str) -> dict:
-    """The event of this name, as soon as it is logged."""
-    never = threading.Event()
-    for _ in range(600):
-        for line in log.read_text().splitlines():
-            if line.endswith("}") and json.loads(line)["event"] == name:
-                return json.loads(line)
-        assert server.poll() is None, log.read_text()
-        never.wait(0.1)
-    raise AssertionError(f"no {name}: {log.read_text()}")

@@ -16,8 +16,9 @@ from allocator.server.config import Config
 from allocator.server.workers import DEATHS, Workers, check_workers
 from allocator.v1 import operator_service_pb2 as operator_pb
 from allocator.v1 import operator_service_pb2_grpc as operator_grpc
-from tests.client.conftest import QUICK, until
+from tests.client.conftest import QUICK
 from tests.conftest import two_arms
+from tests.processes import until
 
 
 def config(**changes):
