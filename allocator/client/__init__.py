@@ -5,7 +5,8 @@ dependencies.
 """
 
 from allocator.client.channel import Access
-from allocator.client.local import AsyncLocalClient, LocalClient, State, Statistics
+from allocator.client.local import LocalClient, State, Statistics
+from allocator.client.local_async import AsyncLocalClient
 from allocator.client.remote import AsyncClient, Client, Report
 from allocator.core.decision import Decision, Reason
 

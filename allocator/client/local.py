@@ -1,10 +1,10 @@
 """Decides in the caller's own process, from the snapshots that a server streams: no call, no wait, no exception.
 
-In: an address. Out: `LocalClient` for threads, `AsyncLocalClient` for asyncio; both decide with the decider that servers have, so the
-same snapshot gives the same arm. Two threads work behind them: one follows the snapshots (`client/follower.py`); one sends outcomes and
-exposures from the outbox, keeps leases of budgets filled, and watches the first. Losing the server loses no decision: candidates are
-served until the lease of the table ends, then everyone gets the incumbent with the reason STALE, and when the server is back all is as
-before.
+In: an address. Out: `LocalClient`, for threads (`local_async` has the one for asyncio). It decides with the decider that servers have,
+so the same snapshot gives the same arm. Two threads work behind it: one follows the snapshots (`client/follower.py`); one sends outcomes
+and exposures from the outbox, keeps leases of budgets filled, and watches the first. Losing the server loses no decision: candidates
+are served until the lease of the table ends, then everyone gets the incumbent with the reason STALE, and when the server is back all is
+as before.
 
 One decider serves all threads, behind a lock. Dropped: a decider for each thread; a unit that two threads serve would count twice in
 guardrails, each thread would need leases and strict caps of its own, and the lock costs 0.2 us of a decision. Threads do not stand in
@@ -19,7 +19,6 @@ A process that forks: the child has none of the threads, so it serves incumbents
 
 from __future__ import annotations
 
-import asyncio
 import atexit
 import logging
 import math
@@ -37,16 +36,17 @@ from typing import Any, Self
 
 import grpc
 
+from allocator.client.arguments import check_settings, checked_outcome, texts
 from allocator.client.channel import OPEN, Access, channel
 from allocator.client.follower import PAUSE_SECONDS, Change, Clock, Follower
 from allocator.client.leases import Leases, request_of
 from allocator.client.outbox import Outbox
-from allocator.client.remote import OPTIONS, Value, attribute_text
+from allocator.client.remote import OPTIONS, Value
 from allocator.core.assignment import HASH_BYTES
 from allocator.core.decider import Decider
 from allocator.core.decision import Decision, Reason, check_unit, choose_hashed
 from allocator.core.snapshot import Entry, full_name
-from allocator.errors import AllocatorError, InvalidArgument, Violation
+from allocator.errors import AllocatorError, InvalidArgument
 from allocator.v1 import allocator_service_pb2_grpc as service_grpc
 from allocator.wire.status import from_rpc_error
 
@@ -55,7 +55,6 @@ EXPOSURES_SECONDS = 1.0  # between two reports of exposures
 CALL_SECONDS = 5.0  # deadline of a report
 AGAIN_SECONDS = (0.2, 10.0)  # the longest first pause after a failed report, and the longest of all
 TRIES = 5  # of a batch that the server fails at for a reason that should not come again
-MAX_METRICS, MAX_NAME = 64, 256
 BURST = 10  # exposures ahead of a strict cap
 NONCES = 512  # taken from the operating system at once
 FATAL = frozenset({"INTERNAL", "UNKNOWN", "UNIMPLEMENTED", "DATA_LOSS", "FAILED_PRECONDITION", "NOT_FOUND"})
@@ -133,7 +132,7 @@ class LocalClient:
         pause: tuple[float, float] = PAUSE_SECONDS,
         clock: Clock | None = None,
     ) -> None:
-        _check_settings(address, capacity, burst, pause)
+        check_settings(address, capacity, burst, pause)
         clock = clock or SystemClock()
         self._clock = clock
         self._now = clock.now
@@ -199,7 +198,7 @@ class LocalClient:
                 return Decision(fallback or "", 1.0, Reason.UNKNOWN_EXPERIMENT, "", 0, "", fallback or "")
             entry = row[0]
             encoded = check_unit(unit)
-            known = _texts(attributes) if attributes else NOTHING
+            known = texts(attributes) if attributes else NOTHING
             stale = self._monotonic() - self._confirmed > entry.lease_seconds
             while not self._acquire(False):  # never in line for it: who waits in line owns the lock before he has the interpreter
                 time.sleep(0)
@@ -230,7 +229,7 @@ class LocalClient:
             if not entry.sticky and entry.only is None:
                 return entry.arms[entry.incumbent]
             encoded = check_unit(unit)
-            known = _texts(attributes) if attributes else NOTHING
+            known = texts(attributes) if attributes else NOTHING
             stale = self._monotonic() - self._confirmed > entry.lease_seconds
             hashing = keyed.copy()
             hashing.update(encoded)
@@ -246,7 +245,7 @@ class LocalClient:
         if not decision_id:
             return
         try:
-            told = _checked(decision_id, reward, metrics)
+            told = checked_outcome(decision_id, reward, metrics)
         except Exception as error:
             self._unfit += 1
             log.warning("report: not an outcome, dropped: %s", error)
@@ -470,82 +469,6 @@ class LocalClient:
         self._nonces, self._at = b"", 0
         self._confirmed = -math.inf
         self._closed = self._closing = True
-
-
-class AsyncLocalClient:
-    """Decides in this process; for asyncio. `decide`, `arm`, `report` and `statistics` are those of `LocalClient`, and never wait."""
-
-    def __init__(self, address: str, **settings: Any) -> None:
-        self._inner = inner = LocalClient(address, **settings)
-        self.decide = inner.decide
-        self.arm = inner.arm
-        self.report = inner.report
-        self.statistics = inner.statistics
-
-    @property
-    def state(self) -> State:
-        """The state now."""
-        return self._inner.state
-
-    async def ready(self, timeout: float | None = None) -> bool:
-        """Wait for the first snapshot; False when there was none in time (seconds)."""
-        return self._inner.state is not State.CONNECTING or await asyncio.to_thread(self._inner.wait_ready, timeout)
-
-    async def flush(self, timeout: float | None = None) -> bool:
-        """See `LocalClient.flush`."""
-        return await asyncio.to_thread(self._inner.flush, timeout)
-
-    async def close(self, timeout: float = 5.0) -> None:
-        """See `LocalClient.close`."""
-        await asyncio.to_thread(self._inner.close, timeout)
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        await self.close()
-
-
-def _texts(attributes: Mapping[str, Value]) -> Mapping[str, str]:
-    for value in attributes.values():
-        if type(value) is not str:
-            return {name: attribute_text(name, each) for name, each in attributes.items()}
-    return attributes  # type: ignore[return-value]
-
-
-def _checked(decision_id: Any, reward: Any, metrics: Any) -> tuple[str, float | None, dict[str, float] | None]:
-    """The outcome with plain values. Raises InvalidArgument or what conversion raises."""
-    if type(decision_id) is not str or len(decision_id) > MAX_NAME:
-        raise InvalidArgument.of_field("decision_id", "the id of a decision is needed")
-    number = None if reward is None else _finite("reward", reward)
-    if not metrics:
-        return decision_id.encode().decode(), number, None
-    if len(metrics) > MAX_METRICS:
-        raise InvalidArgument.of_field("metrics", f"got {len(metrics)}; at most {MAX_METRICS} are allowed")
-    for name in metrics:
-        if type(name) is not str or len(name.encode()) > MAX_NAME:
-            raise InvalidArgument.of_field("metrics", f"got a name that is no text of at most {MAX_NAME} bytes")
-    return decision_id.encode().decode(), number, {name: _finite(f"metrics[{name}]", value) for name, value in metrics.items()}
-
-
-def _finite(field: str, value: Any) -> float:
-    number = float(value)
-    if not math.isfinite(number):
-        raise InvalidArgument.of_field(field, f"got {number}; a finite number is allowed")
-    return number
-
-
-def _check_settings(address: str, capacity: int, burst: int, pause: tuple[float, float]) -> None:
-    found = []
-    if not isinstance(address, str) or not address:
-        found.append(Violation("address", f"got {address!r}; host:port is allowed"))
-    for name, value in (("capacity", capacity), ("burst", burst)):
-        if type(value) is not int or value < (name == "capacity"):
-            found.append(Violation(name, f"got {value!r}; a whole number of at least {int(name == 'capacity')} is allowed"))
-    if not 0 <= pause[0] <= pause[1] < math.inf:
-        found.append(Violation("pause", f"got {pause!r}; two numbers of seconds, the first at most the second, are allowed"))
-    if found:
-        raise InvalidArgument(violations=found)
 
 
 def _after_fork() -> None:
