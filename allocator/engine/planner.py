@@ -206,6 +206,7 @@ class Planner:
         if self._number is None or number not in (self._number, self._number + 1):  # somebody else's term may have been between
             self._due.all(self._registry.uids(), -math.inf)
         self._number = number
+        self._keep_pace(now)
         wanted: dict[str, None] = {}
         while self._asked:
             wanted[self._asked.popleft()] = None
