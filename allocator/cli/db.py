@@ -58,13 +58,17 @@ def restore(
     file: File,
     yes: Annotated[bool, typer.Option("--yes", help="Replace the store that is there; it is kept aside.")] = False,
 ) -> None:
-    """Put a backup in the place of the store. No server may have it; decisions and outcomes since the backup are gone."""
+    """Put a backup in the place of the store, as another life of it. No server may have it; what came since the backup is gone.
+
+    Servers, edges and in-process clients see by the new epoch that it went back, and take what it says. Decision ids stay good.
+    """
     from allocator.stores import sqlite_care
 
     path = _path(file)
     kept = sqlite_care.restore(source, path, replace=yes)
     say(f"{path} is now {source}" + (f"; what was there is kept as {kept}" if kept else ""))
     hint("look at each experiment before traffic returns: what was decided since the backup, freezes too, is not in it")
+    hint("a server with --state remembers what came since, and waits for `allocator db reconcile`")
 
 
 @app.command()

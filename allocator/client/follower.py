@@ -8,6 +8,11 @@ earlier than that long after we asked for the stream, and the table was confirme
 here or on the way, therefore counts as a minute old; measuring from its arrival would have renewed the lease. Two clocks drift apart, so
 a stream is opened anew each half hour.
 
+Another life of the store. An entry never goes back to an older version, so that no message from a server that lags behind undoes a freeze.
+A store that was restored from a backup, or reconciled, counts on from lower versions; it says so by another epoch, and then the full
+table holds as it is. An epoch that was left is not believed for a minute, in which the lease runs out: whoever still tells of it may not
+have noticed. For longer would be wrong: an operator may have found the right store after all.
+
 Every end of a stream, a clean one too, is followed by a pause with full jitter, so that a server which comes back is not met by all its
 watchers at once. A stream that says nothing for several heartbeats is given up and opened anew.
 """
@@ -23,7 +28,7 @@ from typing import Any, NamedTuple, Protocol
 import grpc
 
 from allocator.core.snapshot import Entry, Snapshot
-from allocator.errors import AllocatorError
+from allocator.errors import AllocatorError, Unavailable
 from allocator.v1 import allocator_service_pb2 as service_pb
 from allocator.wire.scalars import seconds_of
 from allocator.wire.snapshots import entry_from_message
@@ -32,6 +37,7 @@ from allocator.wire.status import from_rpc_error
 SILENCE_SECONDS = 5.0  # five heartbeats
 STREAM_SECONDS = 1800.0
 PAUSE_SECONDS = (2.0, 10.0)  # the longest first pause, and the longest of all
+LEFT_SECONDS = 60.0
 DEFAULT_LEASE_SECONDS = 15.0  # of a table without entries
 
 log = logging.getLogger("allocator.client")
@@ -67,6 +73,8 @@ class Table:
         self.confirmed = float("-inf")
         self.lease_seconds = DEFAULT_LEASE_SECONDS
         self.keys: tuple[tuple[int, bytes], ...] = ()
+        self._left: dict[str, float] = {}  # epochs before the present one, and until when they are not believed
+        self._doubted = ""  # one of them, of which the stream tells
         self._pieces: list[Entry] = []
         self._asked = float("-inf")
 
@@ -74,10 +82,20 @@ class Table:
         """A stream was asked for at this time, and begins with the whole table."""
         self._asked = asked
         self._pieces = []
+        self._doubted = ""
 
     def hear(self, message: service_pb.WatchSnapshotsResponse, now: float) -> Change | None:
-        """Take a message over. Returns what it changed, None for nothing. now: monotonic seconds."""
+        """Take a message over. Returns what it changed, None for nothing. now: monotonic seconds.
+
+        Raises Unavailable when the stream, of an epoch that was left, deserves another look: a new stream begins with the whole table.
+        """
         event = message.WhichOneof("event")
+        if event == "change" and message.change.full:
+            self._doubted = message.change.epoch if now < self._left.get(message.change.epoch, now) else ""
+        if self._doubted and event != "keys":
+            if now >= self._left[self._doubted]:
+                raise Unavailable("the server tells of an earlier life of the store; looking again", reason="EARLIER_LIFE")
+            return None
         sent = min(now, self._asked + seconds_of(message.elapsed))
         if event == "heartbeat":
             if self.complete:
@@ -99,7 +117,12 @@ class Table:
             named = {entry.experiment for entry in entries}
             removed = [name for name in self.snapshot.entries if name not in named]
             self.complete = True
-        self.snapshot = self.snapshot.replaced(entries, removed)
+        if change.full and change.epoch and change.epoch != self.snapshot.epoch:
+            log.info("snapshots: another life of the store, %s", change.epoch)
+            self._left[self.snapshot.epoch] = now + LEFT_SECONDS
+            self.snapshot = self.snapshot.begun(change.epoch, entries)
+        else:
+            self.snapshot = self.snapshot.replaced(entries, removed)
         self.lease_seconds = min((entry.lease_seconds for entry in self.snapshot.entries.values()), default=DEFAULT_LEASE_SECONDS)
         if self.complete and change.complete:
             self._confirm(sent - seconds_of(change.age))
@@ -185,7 +208,7 @@ class Follower:
             if not self._stopped.is_set():
                 log.info("snapshots: the stream ended: %s", from_rpc_error(error).message)
         except AllocatorError as error:
-            log.warning("snapshots: no stream can be opened: %s", error.message)
+            log.warning("snapshots: no stream: %s", error.message)
         except Exception:
             log.exception("snapshots: the stream said what cannot be read")
         finally:

@@ -137,7 +137,7 @@ class Decider(Generic[T]):
         self, entry: Entry, unit: bytes, attributes: Mapping[str, str], milliseconds: int, nonce: bytes, stale: bool
     ) -> tuple[_Form, bytes]:
         memory = self._memories.get(entry.uid)
-        if memory is None or memory.version != entry.version or not memory.since <= milliseconds < memory.until:
+        if memory is None or memory.entry is not entry or not memory.since <= milliseconds < memory.until:
             memory = self._memory(entry, milliseconds)
         form = self._count(memory, unit, attributes, nonce, stale)
         return form, self._minter.id(form.front, milliseconds, form.slot_bytes, nonce)
@@ -307,9 +307,10 @@ class Decider(Generic[T]):
     def _memory(self, entry: Entry, milliseconds: int) -> _Memory:
         """What is remembered of an experiment, brought up to this plan and this time."""
         memory = self._memories.get(entry.uid)
+        first = memory is None
         if memory is None:
             memory = self._memories[entry.uid] = _Memory(entry)
-        if memory.version != entry.version:
+        if first or memory.entry is not entry:  # a version may come again with other weights, when the store was restored from a backup
             self._close(memory)
             memory.update(entry, self._restarted)
             memory.budgets = None
@@ -380,12 +381,11 @@ class _Memory:
 
     __slots__ = (
         "activation", "bucket", "budgets", "counting", "drew", "entry", "forms", "gate", "keyed", "limit", "sample", "since", "units",
-        "until", "version", "window",
+        "until", "window",
     )  # fmt: skip
 
     def __init__(self, entry: Entry) -> None:
         self.entry = entry
-        self.version = -1
         self.activation = 0
         self.keyed = blake2b(digest_size=HASH_BYTES, key=entry.salt)  # of which each unit's `unit_hash` is a copy that went on
         self.gate: CapGate | None = None
@@ -402,7 +402,6 @@ class _Memory:
     def update(self, entry: Entry, restarted: bool) -> None:
         """Another plan. What was counted under the one before has been set aside."""
         self.entry = entry
-        self.version = entry.version
         self.keyed = blake2b(digest_size=HASH_BYTES, key=entry.salt)
         self.forms.clear()
         self.until = self.since

@@ -80,11 +80,16 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """Every experiment's entry by `namespace/name`. sequence: grows by one with each change of any entry."""
+    """Every experiment's entry by `namespace/name`. sequence: grows by one with each change of any entry.
+
+    epoch: the life of the store that the entries are of, "" where that is not known. Versions grow within one life; a store that was
+    restored from a backup begins another, with versions that were there before.
+    """
 
     sequence: int = 0
     entries: MappingProxyType[str, Entry] = field(default_factory=lambda: MappingProxyType({}))
     by_uid: MappingProxyType[bytes, Entry] = field(default_factory=lambda: MappingProxyType({}))
+    epoch: str = ""
 
     def replaced(self, entries: Iterable[Entry], removed: Iterable[str] = ()) -> Snapshot:
         """A snapshot with these entries new or changed. An entry older than the one it would replace is left out."""
@@ -99,7 +104,13 @@ class Snapshot:
                 if known is not None:
                     by_uid.pop(known.uid, None)
                 table[entry.experiment] = by_uid[entry.uid] = entry
-        return Snapshot(self.sequence + 1, MappingProxyType(table), MappingProxyType(by_uid))
+        return Snapshot(self.sequence + 1, MappingProxyType(table), MappingProxyType(by_uid), self.epoch)
+
+    def begun(self, epoch: str, entries: Iterable[Entry]) -> Snapshot:
+        """The snapshot of another life: these entries and no others, whatever their versions."""
+        table = {entry.experiment: entry for entry in entries}
+        by_uid = {entry.uid: entry for entry in table.values()}
+        return Snapshot(self.sequence + 1, MappingProxyType(table), MappingProxyType(by_uid), epoch)
 
 
 def full_name(experiment: str) -> str:

@@ -95,6 +95,7 @@ class Keeper:
         self._granted = {uid: dict(sums) for uid, sums in kept.granted.items()}
         self._latches = {record.name: _latch(record.status) for record in kept.records}
         self._learn(kept.secret)
+        self._live.begin(self.epoch)
         self._registry.restore(kept.records, kept.pending)
 
     # Is the store the one that was known?
@@ -118,6 +119,8 @@ class Keeper:
                 self.lost = told["why"]
                 log.error("store.lost", error=self.lost, noticed_by=told["server"])
         self._seen = news.epoch
+        if not self.lost:
+            self._live.begin(self.epoch)  # not before: who watches would leave a life to which the store may yet be put back
         return continued
 
     def lose(self, why: str) -> None:
@@ -388,6 +391,7 @@ class Keeper:
 
     def _found_again(self) -> None:
         self.lost = ""
+        self._live.begin(self.epoch)
         self._asserted.clear()
 
     def _let_go(self, names: Sequence[str]) -> None:
@@ -421,4 +425,4 @@ def _latch(status: Status) -> tuple[object, ...]:
 
 
 def _told(why: str) -> str:
-    return f"the store is lost ({why}) until an operator reconciles it"
+    return f"the store is lost ({why}) until an operator reconciles it with `allocator db reconcile`"

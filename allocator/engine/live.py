@@ -2,7 +2,8 @@
 
 In: entries from the planner and from commands. Out: one reference that readers take once for each request, and the changes since a
 sequence for those that watch. An entry never goes back to an older version, whoever publishes last: a freeze that was acknowledged
-cannot be undone by a plan computed before it.
+cannot be undone by a plan computed before it. That holds within one life of the store (its epoch); with another one, those that watch are
+given the full table, which they take as it is.
 
 The lease: readers serve candidates only while the planner has confirmed the table within an experiment's `lease`, by the monotonic clock
 of this process, and as of a moment before it looked: a pause between looking and confirming makes the table old, not young.
@@ -29,6 +30,7 @@ class Live:
         self._lock = threading.Lock()
         self._changes: deque[tuple[int, str]] = deque(maxlen=MAX_CHANGES_KEPT)
         self._listeners: set[Callable[[], None]] = set()
+        self._begun = 0  # the sequence with which this life of the store began
         self.snapshot = Snapshot()
         self.confirmed = float("-inf")  # monotonic seconds at which the planner last said that this table holds
 
@@ -47,6 +49,19 @@ class Live:
         for listener in listeners:
             listener()
         return after
+
+    def begin(self, epoch: str, entries: Iterable[Entry] | None = None) -> None:
+        """The table is of this life of the store from now on. entries: all of it, whatever their versions; None: it stays what it is."""
+        with self._lock:
+            before = self.snapshot
+            if entries is None and epoch == before.epoch:
+                return
+            self.snapshot = before.begun(epoch, before.entries.values() if entries is None else entries)
+            self._begun = self.snapshot.sequence
+            self._changes.clear()
+            listeners = list(self._listeners)
+        for listener in listeners:
+            listener()
 
     def confirm(self, at: float) -> None:
         """The table held at `at`, monotonic seconds: the planner had not changed anything that is not in it."""
@@ -67,11 +82,12 @@ class Live:
     def changes_since(self, sequence: int) -> tuple[Snapshot, list[Entry], list[str], bool]:
         """The snapshot now, entries changed after `sequence`, names gone, and whether this is the full table.
 
-        The full table comes when `sequence` is 0, unknown, or too long ago.
+        The full table comes when `sequence` is 0, unknown, too long ago, or of an earlier life of the store.
         """
         with self._lock:
             now = self.snapshot
-            known = sequence > 0 and sequence <= now.sequence and (len(self._changes) < MAX_CHANGES_KEPT or self._changes[0][0] <= sequence)
+            kept = len(self._changes) < MAX_CHANGES_KEPT or self._changes[0][0] <= sequence
+            known = 0 < sequence <= now.sequence and sequence >= self._begun and kept
             if not known:
                 return now, list(now.entries.values()), [], True
             names = {name for _, name in takewhile(lambda change: change[0] > sequence, reversed(self._changes))}

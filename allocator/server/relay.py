@@ -185,7 +185,10 @@ class Relay:
             with self._keys_lock:
                 self._keys = cycle(others or table.keys)
         if change is not None:
-            self.live.publish(change.entries, change.removed)
+            if table.snapshot.epoch != self.live.snapshot.epoch:
+                self.live.begin(table.snapshot.epoch, table.snapshot.entries.values())
+            else:
+                self.live.publish(change.entries, change.removed)
         self.live.confirmed = table.confirmed
         if table.complete:
             self.ready.set()

@@ -88,7 +88,8 @@ class Feed:
         if kept is not None:
             return now, kept
         snapshot, entries, removed, full = self._live.changes_since(want[0])
-        made = [message.SerializeToString() for message in changes(snapshot.sequence, entries, removed, full, want[1])]
+        told = changes(snapshot.sequence, snapshot.epoch, entries, removed, full, want[1])
+        made = [message.SerializeToString() for message in told]
         for key in [key for key in self._kept if key[0] != snapshot.sequence]:
             del self._kept[key]
         self._kept[snapshot.sequence, want] = made
@@ -107,18 +108,19 @@ class Feed:
 
 
 def changes(
-    sequence: int, entries: list[Entry], removed: list[str], full: bool, namespaces: frozenset[str]
+    sequence: int, epoch: str, entries: list[Entry], removed: list[str], full: bool, namespaces: frozenset[str]
 ) -> list[service_pb.WatchSnapshotsResponse]:
     """A change in pieces that no message limit minds. None where nothing of these namespaces (empty: all) changed."""
     removed = [name for name in removed if not namespaces or name.partition("/")[0] in namespaces]
-    pieces = [service_pb.SnapshotChange(sequence=sequence, removed=removed, full=full)]
+    epoch = epoch if full else ""
+    pieces = [service_pb.SnapshotChange(sequence=sequence, removed=removed, full=full, epoch=epoch)]
     size = 0
     for entry in entries:
         if namespaces and entry.experiment.partition("/")[0] not in namespaces:
             continue
         message = snapshots.entry_to_message(entry)
         if size and size + message.ByteSize() > CHUNK_BYTES:
-            pieces.append(service_pb.SnapshotChange(sequence=sequence, full=full))
+            pieces.append(service_pb.SnapshotChange(sequence=sequence, full=full, epoch=epoch))
             size = 0
         size += message.ByteSize()
         pieces[-1].entries.append(message)

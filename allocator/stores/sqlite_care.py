@@ -46,7 +46,7 @@ def backup(path: str, target: str) -> int:
 
 
 def restore(source: str, path: str, *, replace: bool = False) -> str:
-    """Put a copy of `source`, which must be whole, in the place of the store `path`.
+    """Put a copy of `source`, which must be whole, in the place of the store `path`, with a new epoch: versions count on from earlier ones.
 
     Returns where the store that was there is kept, "" when there was none. Raises AlreadyExists unless it may be replaced, NotFound,
     Unavailable when the source is damaged or a server has either of them.
@@ -62,7 +62,7 @@ def restore(source: str, path: str, *, replace: bool = False) -> str:
         incoming = f"{path}.incoming"
         with contextlib.suppress(FileNotFoundError):
             os.unlink(incoming)  # of an attempt that was broken off
-        _copy(source, incoming)
+        _copy_into_another_life(source, incoming)
         kept = ""
         if exists:
             kept = f"{path}.{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}.replaced"
@@ -83,6 +83,16 @@ def _copy(path: str, target: str) -> None:
             disk.copy_file(db, target)
     finally:
         tail.close()
+
+
+def _copy_into_another_life(source: str, target: str) -> None:
+    """The same under another epoch, by which all who knew the store before see that it went back. The key of decision ids stays."""
+    with tempfile.TemporaryDirectory(prefix="allocator-restore-", dir=os.path.dirname(os.path.realpath(target))) as aside:
+        copy = os.path.join(aside, "copy.db")
+        _copy(source, copy)
+        with contextlib.closing(SqliteStore(copy)) as store:
+            store.begin(store.secret())
+            store.backup(target)
 
 
 @contextlib.contextmanager

@@ -169,20 +169,22 @@ class DecisionKey(_message.Message):
     def __init__(self, number: _Optional[int] = ..., key: _Optional[bytes] = ...) -> None: ...
 
 class SnapshotChange(_message.Message):
-    __slots__ = ("sequence", "entries", "removed", "complete", "age", "full")
+    __slots__ = ("sequence", "entries", "removed", "complete", "age", "full", "epoch")
     SEQUENCE_FIELD_NUMBER: _ClassVar[int]
     ENTRIES_FIELD_NUMBER: _ClassVar[int]
     REMOVED_FIELD_NUMBER: _ClassVar[int]
     COMPLETE_FIELD_NUMBER: _ClassVar[int]
     AGE_FIELD_NUMBER: _ClassVar[int]
     FULL_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
     sequence: int
     entries: _containers.RepeatedCompositeFieldContainer[_allocator_pb2.SnapshotEntry]
     removed: _containers.RepeatedScalarFieldContainer[str]
     complete: bool
     age: _duration_pb2.Duration
     full: bool
-    def __init__(self, sequence: _Optional[int] = ..., entries: _Optional[_Iterable[_Union[_allocator_pb2.SnapshotEntry, _Mapping]]] = ..., removed: _Optional[_Iterable[str]] = ..., complete: bool = ..., age: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., full: bool = ...) -> None: ...
+    epoch: str
+    def __init__(self, sequence: _Optional[int] = ..., entries: _Optional[_Iterable[_Union[_allocator_pb2.SnapshotEntry, _Mapping]]] = ..., removed: _Optional[_Iterable[str]] = ..., complete: bool = ..., age: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., full: bool = ..., epoch: _Optional[str] = ...) -> None: ...
 
 class Heartbeat(_message.Message):
     __slots__ = ("sequence", "age")

@@ -11,7 +11,7 @@ import pytest
 from allocator.client.follower import PAUSE_SECONDS, Follower, Table
 from allocator.core.snapshot import Entry
 from allocator.core.snapshot import Table as Slots
-from allocator.errors import InvalidArgument
+from allocator.errors import InvalidArgument, Unavailable
 from allocator.v1 import allocator_service_pb2 as service_pb
 from allocator.wire.scalars import duration
 from allocator.wire.snapshots import entry_to_message
@@ -21,10 +21,16 @@ from tests.processes import until
 ENTRY = Entry("default/a", b"uid--a--", 3, "RUNNING", True, b"salt", ("x", "y"), ("", ""), 0, (Slots((65_536,), (0,), (65_536, 0)),))
 
 
-def change(*entries, age=0.0, elapsed=0.0, full=True, complete=True, removed=(), sequence=1):
+def change(*entries, age=0.0, elapsed=0.0, full=True, complete=True, removed=(), sequence=1, epoch=""):
     return service_pb.WatchSnapshotsResponse(
         change=service_pb.SnapshotChange(
-            sequence=sequence, entries=map(entry_to_message, entries), removed=removed, full=full, complete=complete, age=duration(age)
+            sequence=sequence,
+            entries=map(entry_to_message, entries),
+            removed=removed,
+            full=full,
+            complete=complete,
+            age=duration(age),
+            epoch=epoch,
         ),
         elapsed=duration(elapsed),
     )
@@ -71,6 +77,58 @@ def test_an_older_version_of_an_entry_is_left_out(table):
     table.opened(200.0)
     table.hear(change(replace(ENTRY, version=8)), 200.0)
     assert table.snapshot.entries["default/a"].version == 9
+
+
+@pytest.mark.parametrize("epoch", ["life 1", ""], ids=["the same epoch", "no epoch"])
+def test_a_server_that_lags_behind_is_not_believed(table, epoch):
+    table.hear(change(replace(ENTRY, version=9), epoch="life 1"), 100.0)
+    table.opened(200.0)
+    table.hear(change(replace(ENTRY, version=8), epoch=epoch), 200.0)
+    assert table.snapshot.entries["default/a"].version == 9
+    assert table.confirmed == 200.0
+
+
+def test_the_table_of_another_life_of_the_store_holds_as_it_is_once_it_is_whole(table):
+    other = replace(ENTRY, experiment="default/b", uid=b"uid--b--")
+    table.hear(change(replace(ENTRY, version=9), other, epoch="life 1"), 100.0)
+    table.opened(200.0)
+    assert table.hear(change(replace(ENTRY, version=3), complete=False, epoch="life 2"), 200.0) is None
+    assert table.snapshot.entries["default/a"].version == 9
+    third = replace(ENTRY, experiment="default/c", uid=b"uid--c--")
+    told = table.hear(change(third, epoch="life 2"), 200.0)
+    assert ([entry.version for entry in told.entries], told.removed) == ([3, 3], ["default/b"])
+    assert {name: entry.version for name, entry in table.snapshot.entries.items()} == {"default/a": 3, "default/c": 3}
+    assert set(table.snapshot.by_uid) == {ENTRY.uid, third.uid}
+    table.hear(change(replace(ENTRY, version=2), full=False), 201.0)
+    assert table.snapshot.entries["default/a"].version == 3
+
+
+def test_a_life_of_the_store_that_was_left_is_not_believed_for_a_minute_and_the_lease_runs_out(table):
+    table.hear(change(replace(ENTRY, version=9), epoch="life 1"), 100.0)
+    table.opened(200.0)
+    table.hear(change(replace(ENTRY, version=3, state="FROZEN"), epoch="life 2"), 200.0)
+    table.opened(230.0)
+    assert table.hear(change(replace(ENTRY, version=9), epoch="life 1"), 230.0) is None
+    assert table.hear(change(replace(ENTRY, version=10), full=False), 231.0) is None
+    table.hear(beat(0.0, 2.0), 232.0)
+    assert (table.snapshot.entries["default/a"].state, table.confirmed) == ("FROZEN", 200.0)
+    table.hear(change(replace(ENTRY, version=4), elapsed=3.0, epoch="life 2"), 233.0)  # the server has noticed
+    assert (table.snapshot.entries["default/a"].version, table.confirmed) == (4, 233.0)
+
+
+def test_a_store_to_which_an_operator_went_back_is_believed_after_a_minute(table):
+    table.hear(change(replace(ENTRY, version=9), epoch="life 1"), 100.0)
+    table.opened(200.0)
+    table.hear(change(epoch="life 2"), 200.0)
+    table.opened(240.0)
+    table.hear(change(replace(ENTRY, version=9), epoch="life 1"), 240.0)
+    assert table.hear(beat(0.0, 19.0), 259.0) is None
+    with pytest.raises(Unavailable, match="earlier life"):
+        table.hear(beat(0.0, 20.0), 260.0)
+    assert table.confirmed == 200.0
+    table.opened(261.0)
+    assert len(table.hear(change(replace(ENTRY, version=9), epoch="life 1"), 261.0).entries) == 1
+    assert table.confirmed == 261.0
 
 
 @pytest.mark.parametrize(

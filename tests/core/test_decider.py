@@ -164,6 +164,17 @@ def test_a_unit_counts_again_in_the_next_window_and_not_before():
     assert firsts == [True, False, False, True, False, False, True]
 
 
+def test_another_entry_under_the_same_version_is_the_one_that_decides():
+    """The store was restored from a backup: its versions are there again, with other weights."""
+    decider = Decider(KEY, life=7)
+    running, frozen = entry_with(version=5), entry_with(version=5, only=(0, int(Reason.FROZEN)))
+    units = [b"unit-%d" % number for number in range(100)]
+    for entry, arms in ((running, {0, 1, 2}), (frozen, {0}), (running, {0, 1, 2})):
+        one_by_one = [decider.decide(entry, unit, {}, START, bytes(8)) for unit in units]
+        assert {decision.arm for decision in one_by_one} == {entry.arms[arm] for arm in arms}
+        assert set(decider.decide_batch(entry, units, {}, START, bytes(800)).arms) == arms
+
+
 def test_an_empty_batch_has_empty_columns():
     found = Decider(KEY).decide_batch(entry_with(), [], {}, START, b"")
     assert (found.arms, found.ids, found.dressed) == ([], [], [])

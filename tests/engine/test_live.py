@@ -63,6 +63,25 @@ def test_a_watcher_too_far_behind_gets_everything_again(live, monkeypatch):
     assert not small.changes_since(8)[3]
 
 
+def test_with_another_life_of_the_store_watchers_get_everything_again_and_older_entries_hold(live):
+    live.begin("life 1")
+    live.publish([entry("a", 5), entry("b", 5, 2)])
+    before = live.snapshot.sequence
+    called = []
+    live.listen(lambda: called.append(1))
+    live.begin("life 1")
+    assert (called, live.snapshot.sequence) == ([], before)
+    live.begin("life 2", [entry("a", 3)])
+    snapshot, entries, removed, full = live.changes_since(before)
+    assert (snapshot.epoch, [(e.experiment, e.version) for e in entries], removed, full) == ("life 2", [("default/a", 3)], [], True)
+    assert called == [1]
+    live.publish([entry("a", 2), entry("c", 1, 3)])
+    assert [e.experiment for e in live.changes_since(snapshot.sequence)[1]] == ["default/c"]
+    assert live.snapshot.epoch == "life 2"
+    live.begin("life 3")
+    assert {e.experiment: e.version for e in live.changes_since(snapshot.sequence)[1]} == {"default/a": 3, "default/c": 1}
+
+
 def test_publishing_wakes_the_listeners(live):
     called = []
     stop = live.listen(lambda: called.append(1))

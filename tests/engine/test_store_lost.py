@@ -13,6 +13,8 @@ import pytest
 from allocator.core.experiment import Budget, Exposure
 from allocator.core.lifecycle import State
 from allocator.errors import Refused, Unavailable
+from allocator.stores import sqlite_care
+from allocator.stores.sqlite import SqliteStore
 from tests.conftest import two_arms
 from tests.engine.fleet import Fleet
 
@@ -264,6 +266,58 @@ def test_a_loss_is_still_known_after_a_restart_and_the_right_store_ends_it(tmp_p
         fleet.tick(seconds=1)
     assert not fleet.engines["a"].keeper.lost
     assert fleet.reasons("a") == {"ALLOCATED"}
+
+
+def test_who_watches_hears_of_another_life_of_the_store_when_its_server_believes_in_it(lost):
+    lives = {name: lost.engines[name].live.snapshot.epoch for name in "ab"}
+    assert len(set(lives.values())) == 1
+    lost.tick()
+    lost.start("new")
+    lost.tick(seconds=1)
+    assert {name: lost.engines[name].live.snapshot.epoch for name in "ab"} == lives
+    assert lost.engines["new"].live.snapshot.epoch in ("", lives["a"])
+    begun = lost.engines["a"].commands.reconcile(actor="ann", reason="the disk was replaced").epoch
+    for _ in range(3):
+        lost.tick(seconds=1)
+    assert {engine.live.snapshot.epoch for engine in lost.engines.values()} == {begun}
+
+
+@pytest.mark.parametrize("remembers", [True, False], ids=["with a disk of its own", "without"])
+def test_a_server_whose_file_was_restored_tells_how_to_go_on_if_it_remembers_more_and_else_just_serves(tmp_path, remembers):
+    path, copy = str(tmp_path / "store.db"), str(tmp_path / "copy.db")
+    fleet = Fleet(tmp_path / "disks" if remembers else None)
+    fleet.store = SqliteStore(path, clock=fleet.clock)
+    fleet.start("a")
+    fleet.run("a", two_arms())
+    fleet.run("a", two_arms(name="frozen"))
+    decision = fleet.decide("a")
+    sqlite_care.backup(path, copy)
+    fleet.engines["a"].commands.freeze("frozen", actor="ann", reason="after the backup")
+    fleet.tick(seconds=1)
+    fleet.kill("a")
+    fleet.store.close()
+    sqlite_care.restore(copy, path, replace=True)
+    fleet.store = SqliteStore(path, clock=fleet.clock)
+    keeper = fleet.start("a").keeper
+    for _ in range(3):
+        fleet.tick(seconds=1)
+    if remembers:
+        assert fleet.reasons("a") == {"STALE"}
+        with pytest.raises(Unavailable, match="allocator db reconcile"):
+            keeper.refuse_outcomes()
+        done = fleet.engines["a"].commands.reconcile(actor="ann", reason="went back to the backup")
+        assert set(done.restored) == {"default/frozen", "default/ranker"}
+        fleet.tick(seconds=1)
+        assert fleet.reasons("a") == {"FROZEN"}
+        assert fleet.engines["a"].registry.get("frozen").status.reason == "after the backup"
+        fleet.engines["a"].commands.resume("ranker", actor="ann", reason="looked at it")
+        fleet.tick(seconds=1)
+    assert not keeper.lost
+    assert fleet.reasons("a") == {"ALLOCATED"}
+    assert fleet.report("a", [decision], error=0.0) == ["ACCEPTED"]
+    assert keeper.epoch == fleet.engines["a"].live.snapshot.epoch == fleet.store.news(0).epoch
+    fleet.kill("a")
+    fleet.store.close()
 
 
 def test_a_reconcile_that_was_cut_short_is_finished_by_any_server(lost):

@@ -92,6 +92,28 @@ async def test_age_and_elapsed_are_of_each_message_and_the_rest_is_made_once(mon
     feed.close()
 
 
+async def test_a_table_says_of_which_life_of_the_store_it_is_and_comes_whole_when_another_begins(running):
+    started(running)
+    live, store = running.engine.live, running.engine.store
+    stream = running.allocator.WatchSnapshots(service_pb.WatchSnapshotsRequest())
+    first = (await stream.read()).change
+    assert (first.full, first.epoch) == (True, store.news(0).epoch)
+
+    async def next_change():
+        async with asyncio.timeout(20):
+            while not (message := await stream.read()).HasField("change"):
+                pass
+        return message.change
+
+    entry = live.snapshot.entries["default/ranker"]
+    live.publish([dataclasses.replace(entry, version=entry.version + 1)])
+    change = await next_change()
+    assert (change.full, change.epoch) == (False, "")
+    live.begin("another")
+    change = await next_change()
+    assert (change.full, change.epoch, [e.version for e in change.entries]) == (True, "another", [entry.version + 1])
+
+
 async def test_a_slow_watcher_gets_the_latest_of_each_entry_and_not_all_that_happened(running):
     started(running)
     live = running.engine.live

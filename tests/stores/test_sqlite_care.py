@@ -115,6 +115,23 @@ def test_a_restore_keeps_what_was_there_and_asks_first(path, tmp_path):
     assert sqlite_care.check(path) == []
 
 
+def test_what_is_restored_begins_another_life_under_the_same_secret_and_leaves_nothing_beside_it(path, tmp_path):
+    copy = str(tmp_path / "copy.db")
+    sqlite_care.backup(path, copy)
+    lives = set()
+    for _ in range(3):
+        with contextlib.closing(SqliteStore(path)) as store:
+            lives.add(store.news(0).epoch)
+            secret, records, audit = store.secret(), store.records(), store.audit()
+        if len(lives) == 1:
+            first = secret, records, audit
+        assert (secret, records, audit) == first
+        sqlite_care.restore(copy, path, replace=True)
+    assert len(lives) == 3
+    assert [file.name for file in tmp_path.iterdir() if "restore" in file.name or "incoming" in file.name] == []
+    assert Path(path).stat().st_mode & 0o777 == 0o600
+
+
 def test_a_damaged_backup_replaces_nothing(path, tmp_path):
     copy = str(tmp_path / "copy.db")
     sqlite_care.backup(path, copy)
