@@ -1,19 +1,41 @@
-"""What every study tells its reader: progress while it runs, shares with their intervals, tables in Markdown.
+"""What every study asks and tells its reader: its options, progress while it runs, shares with their intervals, tables in Markdown.
 
-In: items, counts, rows. Out: the same items with a bar on a terminal (plain lines elsewhere), and text.
+In: the command line, items, counts, rows. Out: options, the same items with a bar on a terminal (plain lines elsewhere), and text.
 """
 
 from __future__ import annotations
 
+import argparse
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import TypeVar
 
 from rich.progress import track
 from scipy.stats import binomtest
 
 T = TypeVar("T")
+
+
+def asked(
+    description: str, runs: int, of: str, least: int, folder: Path, more: Callable[[argparse.ArgumentParser], object] | None = None
+) -> argparse.Namespace:
+    """The options of a study: runs, seed, output (made if it is not there). of: of what the runs are. least: fewest allowed.
+
+    folder: where table and figure go unless told otherwise. more: adds options that only this study has.
+    """
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--runs", type=int, default=runs, help=f"{of} (default: {runs})")
+    parser.add_argument("--seed", type=int, default=1, help="of everything that is drawn (default: 1)")
+    parser.add_argument("--output", type=Path, default=folder, metavar="DIR", help="where to leave table and figure")
+    if more is not None:
+        more(parser)
+    options = parser.parse_args()
+    if options.runs < least:
+        parser.error(f"--runs: at least {least}")
+    options.output.mkdir(parents=True, exist_ok=True)
+    return options
 
 
 def steps(items: Iterable[T], total: int, name: str) -> Iterator[T]:

@@ -115,13 +115,6 @@ class Sums:
         return Sums(self.count * share, self.total * share, self.squares * share)
 
 
-def to_micro(value: float, field: str) -> int:
-    """The value in micro-units, rounded half to even. Raises InvalidArgument naming `field` beyond a million, and for NaN."""
-    if not (isinstance(value, int | float) and math.isfinite(value) and abs(value) <= VALUE_LIMIT):
-        raise InvalidArgument(f"{field}: got {value!r}; a number from {-VALUE_LIMIT:g} to {VALUE_LIMIT:g} is allowed", field=field)
-    return round(value * 1e6)
-
-
 def square_of(micro: int) -> tuple[int, int]:
     """The square of a value in micro-units as a cell keeps it: (high, low), high * 1e6 + low."""
     return divmod(micro * micro, MICRO)

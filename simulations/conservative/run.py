@@ -8,7 +8,6 @@ number of runs give the same numbers.
 
 from __future__ import annotations
 
-import argparse
 import sys
 import time
 from collections.abc import Callable
@@ -29,7 +28,7 @@ from allocator.core.best_arm import prob_best  # noqa: E402
 from allocator.core.budget import ALPHA, conservative_limit  # noqa: E402
 from allocator.core.confidence import confidence_sequence  # noqa: E402
 from allocator.core.posterior import BetaPosterior  # noqa: E402
-from simulations.telling import share_of, steps, table  # noqa: E402
+from simulations.telling import asked, share_of, steps, table  # noqa: E402
 
 Floats = NDArray[np.float64]
 REQUESTS, REFRESH = 20_000, 50
@@ -145,14 +144,8 @@ def _within(drawn: NDArray[np.int64], room: int) -> NDArray[np.int64]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Reward against the incumbent alone, with and without the conservative constraint.")
-    parser.add_argument("--runs", type=int, default=400, help="of each strategy in each world (default: 400)")
-    parser.add_argument("--seed", type=int, default=1, help="of everything that is drawn (default: 1)")
-    parser.add_argument("--output", type=Path, default=Path(__file__).parent, metavar="DIR", help="where to leave table and figure")
-    options = parser.parse_args()
-    if options.runs < 10:
-        parser.error("--runs: at least 10")
-    options.output.mkdir(parents=True, exist_ok=True)
+    about = "Reward against the incumbent alone, with and without the conservative constraint."
+    options = asked(about, 400, "of each strategy in each world", 10, Path(__file__).parent)
     begun, told, found = time.perf_counter(), [], {}
     for world, seed in zip(WORLDS, np.random.SeedSequence(options.seed).spawn(len(WORLDS)), strict=True):
         rows = []

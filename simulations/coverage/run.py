@@ -9,7 +9,6 @@ service does it, with a floor of 5 %.
 
 from __future__ import annotations
 
-import argparse
 import math
 import sys
 import time
@@ -32,7 +31,7 @@ from allocator.core.best_arm import prob_best  # noqa: E402
 from allocator.core.confidence import confidence_sequence, difference_sequence  # noqa: E402
 from allocator.core.evidence_labels import label_grid, label_sums, log_label_evidence  # noqa: E402
 from allocator.core.posterior import BetaPosterior  # noqa: E402
-from simulations.telling import steps, table  # noqa: E402
+from simulations.telling import asked, steps, table  # noqa: E402
 
 SCENARIOS = ((0.5, 0.5), (0.5, 0.6), (0.05, 0.05), (0.05, 0.06))
 ROWS, REFRESH, FLOOR, ALPHA = 1000, 20, 0.05, 0.05
@@ -61,14 +60,8 @@ class Watched:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="How often intervals miss the truth under Thompson sampling, looked at all the time.")
-    parser.add_argument("--runs", type=int, default=2000, help="of each scenario (default: 2000)")
-    parser.add_argument("--seed", type=int, default=1, help="of everything that is drawn (default: 1)")
-    parser.add_argument("--output", type=Path, default=Path(__file__).parent, metavar="DIR", help="where to leave table and figure")
-    options = parser.parse_args()
-    if options.runs < 10:
-        parser.error("--runs: at least 10")
-    options.output.mkdir(parents=True, exist_ok=True)
+    about = "How often intervals miss the truth under Thompson sampling, looked at all the time."
+    options = asked(about, 2000, "of each scenario", 10, Path(__file__).parent)
     begun = time.perf_counter()
     watched = {rates: watch(rates, options.runs, options.seed, shown=True) for rates in SCENARIOS}
     cost = f"{time.perf_counter() - begun:.0f} s for {len(SCENARIOS)} x {options.runs:,} runs of {ROWS:,} decisions, one process"

@@ -27,7 +27,7 @@ from numpy.typing import NDArray  # noqa: E402
 
 from allocator.core.kernels.bandit import best_draw, set_shape  # noqa: E402
 from allocator.simulation.parallel import Seed, replicate  # noqa: E402
-from simulations.telling import table  # noqa: E402
+from simulations.telling import asked, table  # noqa: E402
 
 ITEMS, STEPS, REPLACED, SHAPE = 10, 1_000_000, 1e-3, 4.0
 DELAYS = (1, 3, 10, 32, 100, 316, 1000)
@@ -112,17 +112,15 @@ def one(seed: Seed, *, policy: int, delay: int, steps: int, at_feedback: bool) -
     return float(play(np.random.Generator(np.random.PCG64(seed)), policy, delay, steps, at_feedback))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Regret with feedback in batches, while items are replaced.")
-    parser.add_argument("--runs", type=int, default=10, help="of each policy and delay (default: 10)")
+def _more(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", type=int, default=STEPS, help=f"of each run (default: {STEPS})")
     parser.add_argument("--workers", type=int, default=1, help="threads; the result is the same for any number (default: 1)")
-    parser.add_argument("--seed", type=int, default=1, help="of everything that is drawn (default: 1)")
-    parser.add_argument("--output", type=Path, default=Path(__file__).parent, metavar="DIR", help="where to leave table and figure")
-    options = parser.parse_args()
-    if options.runs < 2:
-        parser.error("--runs: at least 2")
-    options.output.mkdir(parents=True, exist_ok=True)
+
+
+def main() -> None:
+    options = asked(
+        "Regret with feedback in batches, while items are replaced.", 10, "of each policy and delay", 2, Path(__file__).parent, _more
+    )
     begun, found = time.perf_counter(), {}
     for name, policy, at_feedback in (
         ("Thompson", THOMPSON, False),

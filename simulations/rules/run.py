@@ -9,7 +9,6 @@ they are drawn apart from the days on which the rules then race.
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 import time
@@ -29,21 +28,15 @@ from simulations.rules import streams  # noqa: E402
 from simulations.rules.rules import RULES, Rule, peak, stop  # noqa: E402
 from simulations.rules.streams import SCENARIOS, SECONDS, Scenario  # noqa: E402
 from simulations.rules.thompson import starved  # noqa: E402
-from simulations.telling import share_of, steps, table  # noqa: E402
+from simulations.telling import asked, share_of, steps, table  # noqa: E402
 
 FALSE_ALARMS = 0.01
 Found = dict[tuple[str, str], np.ndarray]  # scenario, rule → stop second, requests, failures of the candidate: (runs, 3)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Decision rules on the same streams: who stops harm soonest at equal false alarms.")
-    parser.add_argument("--runs", type=int, default=1000, help="A/A days that set the thresholds; races are half as many (default: 1000)")
-    parser.add_argument("--seed", type=int, default=1, help="of everything that is drawn (default: 1)")
-    parser.add_argument("--output", type=Path, default=Path(__file__).parent, metavar="DIR", help="where to leave table and figure")
-    options = parser.parse_args()
-    if options.runs < 20:
-        parser.error("--runs: at least 20")
-    options.output.mkdir(parents=True, exist_ok=True)
+    about = "Decision rules on the same streams: who stops harm soonest at equal false alarms."
+    options = asked(about, 1000, "A/A days that set the thresholds; races are half as many", 20, Path(__file__).parent)
     begun = time.perf_counter()
     calibrating, racing, starving = np.random.SeedSequence(options.seed).spawn(3)
     equal = thresholds(calibrating, options.runs)

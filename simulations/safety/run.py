@@ -8,7 +8,6 @@ of runs give the same numbers. `--runs` counts runs of the first table; runs tha
 
 from __future__ import annotations
 
-import argparse
 import logging
 import math
 import os
@@ -29,7 +28,7 @@ import structlog  # noqa: E402
 from allocator.core.evidence import freeze_threshold, no_restarts  # noqa: E402
 from allocator.core.evidence_rates import rate_grid  # noqa: E402
 from simulations.safety import service, streams  # noqa: E402
-from simulations.telling import share_of, steps, table  # noqa: E402
+from simulations.telling import asked, share_of, steps, table  # noqa: E402
 from tests.core import exact_freeze as exact  # noqa: E402
 
 LIMIT, CLICK = 0.01, 0.1
@@ -39,15 +38,9 @@ RATES = (0.02, 0.05, 0.2, 1.0)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="How often a harmless candidate is frozen, and how soon a harmful one.")
-    parser.add_argument("--runs", type=int, default=10_000, help="runs of the first table (default: 10000)")
-    parser.add_argument("--seed", type=int, default=1, help="of everything that is drawn (default: 1)")
-    parser.add_argument("--output", type=Path, default=Path(__file__).parent, metavar="DIR", help="where to leave table and figure")
-    options = parser.parse_args()
-    if options.runs < 100:
-        parser.error("--runs: at least 100")
+    about = "How often a harmless candidate is frozen, and how soon a harmful one."
+    options = asked(about, 10_000, "runs of the first table", 100, Path(__file__).parent)
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
-    options.output.mkdir(parents=True, exist_ok=True)
     same, harmful, through = (np.random.SeedSequence(options.seed).spawn(3))
     begun = time.perf_counter()
     stops, first = same_arms(np.random.default_rng(same), options.runs)

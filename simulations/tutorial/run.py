@@ -8,7 +8,6 @@ runs give the same numbers.
 
 from __future__ import annotations
 
-import argparse
 import sys
 import time
 from pathlib import Path
@@ -24,7 +23,7 @@ import numpy as np  # noqa: E402
 from numpy.typing import NDArray  # noqa: E402
 
 from allocator.simulation import simulate  # noqa: E402
-from simulations.telling import table  # noqa: E402
+from simulations.telling import asked, table  # noqa: E402
 
 MEANS = (0.9, 0.8, 0.7)
 STEPS = 1000
@@ -44,14 +43,8 @@ TOTAL = {"thompson": 11.11, "greedy": 74.8}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Thompson sampling against greedy on three arms.")
-    parser.add_argument("--runs", type=int, default=20_000, help="of each policy (default: 20000)")
-    parser.add_argument("--seed", type=int, default=1, help="of everything that is drawn (default: 1)")
-    parser.add_argument("--output", type=Path, default=Path(__file__).parent, metavar="DIR", help="where to leave table and figure")
-    options = parser.parse_args()
-    if options.runs < 100:
-        parser.error("--runs: at least 100")
-    options.output.mkdir(parents=True, exist_ok=True)
+    about = "Thompson sampling against greedy on three arms."
+    options = asked(about, 20_000, "of each policy", 100, Path(__file__).parent)
     begun = time.perf_counter()
     played = {policy: play(policy, options.runs, options.seed) for policy in ("thompson", "greedy")}
     cost = f"{time.perf_counter() - begun:.0f} s for {2 * options.runs * STEPS / 1e6:.0f} million steps, one process"

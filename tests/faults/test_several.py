@@ -37,7 +37,7 @@ def test_a_server_that_is_told_to_end_under_load_costs_its_callers_nothing(tmp_p
                 await ann.begin()
                 await serves_candidates(ann)
                 await serves_candidates(ben)
-            ended = asyncio.Event()
+            ended, more = asyncio.Event(), asyncio.Event()
             target = "ipv4:" + ",".join(server.address for server in servers)
             async with grpc.aio.insecure_channel(target, options=options) as channel:
                 stub = service_grpc.AllocatorServiceStub(channel)
@@ -55,6 +55,7 @@ def test_a_server_that_is_told_to_end_under_load_costs_its_callers_nothing(tmp_p
                             arms = [reply.arms[index] for index in reply.arm_index]
                             history.end(begun, "ok", arms=arms, reasons=reasons, slots=list(reply.slots), version=reply.snapshot_version)
                             decided += len(units)
+                            more.set()
                             outcomes = [(id_, 1.0, {"error": 0.0}) for id_ in reply.ids]
                             begun = history.invoke(f"worker-{worker}", "report", outcomes=outcomes)
                             request = service_pb.ReportOutcomesRequest()
@@ -67,15 +68,19 @@ def test_a_server_that_is_told_to_end_under_load_costs_its_callers_nothing(tmp_p
                         except grpc.RpcError as error:
                             wrong.append(f"{error.code().name}: {error.details()}")
 
+                async def progress() -> None:
+                    more.clear()
+                    await asyncio.wait_for(more.wait(), 30)
+
                 async def end_one() -> None:
                     while decided < 2_000:
-                        await asyncio.sleep(0)
+                        await progress()
                     servers[0].signal(signal.SIGTERM)
                     code = await asyncio.get_running_loop().run_in_executor(None, servers[0].process.wait, 60)
                     assert code == 0
                     before = decided
                     while decided < before + 1_000:
-                        await asyncio.sleep(0)
+                        await progress()
                     ended.set()
 
                 await asyncio.gather(end_one(), *(call(worker) for worker in range(8)))

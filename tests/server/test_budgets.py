@@ -39,7 +39,6 @@ async def test_a_budget_is_spent_through_the_api_to_the_last_and_not_beyond(runn
         refused += sum(decision.reason.name == "CAPPED" for decision in decisions)
         if served == 400 and round_ > 20:
             break
-        await asyncio.sleep(0)  # the leases are filled beside us
     assert served == 400
     described = await running.operator.DescribeExperiment(operator_pb.DescribeExperimentRequest(experiment="ranker"))
     assert "budget of requests of new: 400 of 400 that it allows now are spent or set aside" in described.notes

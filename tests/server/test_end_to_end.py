@@ -81,13 +81,12 @@ async def test_no_decision_returns_a_candidate_from_the_acknowledgement_of_a_fre
                 after.append(reply.decision)
 
     async def freeze() -> None:
-        await asyncio.sleep(0)
         request = operator_pb.FreezeExperimentRequest(experiment="ranker", actor="ann", reason="a rehearsal")
         reply = await running.operator.FreezeExperiment(request)
         assert reply.experiment.status.state == pb.EXPERIMENT_STATE_FROZEN
         acknowledged.set()
 
-    await asyncio.gather(freeze(), *(ask(worker) for worker in range(8)))
+    await asyncio.gather(*(ask(worker) for worker in range(8)), freeze())  # the first are asked before the freeze
     assert len(after) > 500
     assert {d.arm for d in after} == {"old"}
     assert {d.reason for d in after} == {pb.REASON_FROZEN}
