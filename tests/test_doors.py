@@ -37,7 +37,7 @@ ONLY_HERE = {  # a door that one file has, and its room has not
     "cli/db.py": {"stores"},  # a store's file is checked, copied and put back while no server runs
 }
 CORE_LIBRARIES = {"numpy", "numba"}
-STANDARD_LIBRARY_ONLY = ["snapshot", "assignment", "decision", "decision_id", "decider", "gate", "leasing", "lifecycle"]
+STANDARD_LIBRARY_ONLY = ["snapshot", "assignment", "decision", "decision_id", "decider", "decider_memory", "gate", "leasing", "lifecycle"]
 
 
 def imports_of(path: Path) -> set[str]:

@@ -18,24 +18,19 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from hashlib import blake2b
 from typing import Any, Generic, NamedTuple, TypeVar
 
-from allocator.core.assignment import HASH_BYTES, SLOTS
+from allocator.core.assignment import SLOTS
+from allocator.core.decider_memory import ELSEWHERE, KNOWN, NEW, Form, Key, Memory
 from allocator.core.decision import Decision, Reason, choose_hashed, foresee, shadow_of
 from allocator.core.decision_id import ACTIVATION_BITS, COUNTED, FIRST, GATED, Minter
-from allocator.core.gate import BudgetGate, CapGate
+from allocator.core.gate import BudgetGate
 from allocator.core.snapshot import Entry
 
-MAX_UNITS_REMEMBERED = 200_000  # for each experiment; about 20 MB
-MAX_DRAWS_REMEMBERED = 65_536  # the same, about 7 MB
-ALL_UNITS = 1 << 16
 MAX_FORMS = 1024  # kept of each plan; only strict caps on many candidates make more than a handful
-KNOWN, ELSEWHERE, NEW = range(3)
 new_tuple = tuple.__new__  # what `_make` calls, and 0.1 us cheaper
 
 T = TypeVar("T")
-_Key = tuple[int, int, Reason, int, int, int]  # arm, slots, reason, segment, flags of the id, arm to mirror to or -1
 
 
 class Exposure(NamedTuple):
@@ -86,10 +81,10 @@ class Decider(Generic[T]):
         self._minter = Minter(key, key_number)
         self._restarted = restarted
         self._life = life
-        self._memories: dict[bytes, _Memory] = {}
+        self._memories: dict[bytes, Memory] = {}
         self._budgets: dict[bytes, BudgetGate] = {}
         self._counts: dict[tuple[bytes, int, int, int, int], list[int]] = {}
-        self._counting: list[_Memory] = []  # those with counts that are not in `_counts` yet
+        self._counting: list[Memory] = []  # those with counts that are not in `_counts` yet
         self._drawn: list[_Draws] = []
         self._returned: list[Exposure] = []
         self.low: Callable[[], None] = lambda: None
@@ -135,14 +130,36 @@ class Decider(Generic[T]):
 
     def _decide(
         self, entry: Entry, unit: bytes, attributes: Mapping[str, str], milliseconds: int, nonce: bytes, stale: bool
-    ) -> tuple[_Form, bytes]:
+    ) -> tuple[Form, bytes]:
         memory = self._memories.get(entry.uid)
         if memory is None or memory.entry is not entry or not memory.since <= milliseconds < memory.until:
             memory = self._memory(entry, milliseconds)
-        form = self._count(memory, unit, attributes, nonce, stale)
+        form = self._draw(memory, unit, nonce) if memory.plain and not stale else self._count(memory, unit, attributes, nonce, stale)
         return form, self._minter.id(form.front, milliseconds, form.slot_bytes, nonce)
 
-    def _count(self, memory: _Memory, unit: bytes, attributes: Mapping[str, str], nonce: bytes, stale: bool) -> _Form:
+    def _draw(self, memory: Memory, unit: bytes, nonce: bytes) -> Form:
+        """`_count` where the one table decides and nothing else has a say, as in most experiments: a third cheaper."""
+        hashing = memory.keyed.copy()
+        hashing.update(unit)
+        hashed = draw = hashing.digest()
+        if not memory.sticky:
+            hashing = memory.keyed.copy()
+            hashing.update(nonce)
+            draw = hashing.digest()
+        owner = memory.owners[bisect_right(memory.ends, draw[0] << 8 | draw[1])]
+        met = memory.meet(memory.arms[owner], hashed) if memory.first_only else NEW
+        form = memory.drawn_forms.get(owner << 2 | met)
+        if form is None:
+            form = self._drawn_form(memory, owner, met, 0)
+        form.count += 1
+        if not memory.counting:
+            memory.counting = True
+            self._counting.append(memory)
+        if memory.drawing and (not memory.sticky or (hashed not in memory.drew and memory.draws_now(hashed))):
+            form.drawn += 1
+        return form
+
+    def _count(self, memory: Memory, unit: bytes, attributes: Mapping[str, str], nonce: bytes, stale: bool) -> Form:
         """Choose for one unit, and count and remember it."""
         entry = memory.entry
         hashing = memory.keyed.copy()
@@ -171,14 +188,14 @@ class Decider(Generic[T]):
 
     def _draw_batch(
         self,
-        memory: _Memory,
+        memory: Memory,
         units: Sequence[bytes],
         attributes: Mapping[str, str],
         milliseconds: int,
         nonces: bytes,
         stale: bool,
         segment: int,
-    ) -> tuple[list[_Form], list[bytes]]:
+    ) -> tuple[list[Form], list[bytes]]:
         """Where the tables decide and nothing holds them up: `_count` for many, with everything that they share worked out once."""
         del attributes, stale
         entry = memory.entry
@@ -187,7 +204,7 @@ class Decider(Generic[T]):
         keyed, meet, drew, draws_now = memory.keyed.copy, memory.meet, memory.drew, memory.draws_now
         sticky, drawing, first_only = entry.sticky, served[entry.incumbent] < SLOTS, entry.first_only
         met = NEW
-        found: dict[int, tuple[_Form, bytes]] = {}
+        found: dict[int, tuple[Form, bytes]] = {}
         forms, bodies = [], []
         if not memory.counting:
             memory.counting = True
@@ -207,10 +224,7 @@ class Decider(Generic[T]):
                 met = meet(arm, hashed)
             shared = found.get(owner << 2 | met)
             if shared is None:
-                flags = COUNTED if met == KNOWN else COUNTED | FIRST
-                flags |= GATED if met == ELSEWHERE else 0
-                key = (arm, served[arm], Reason.ALLOCATED if arm == owner else Reason.DRAINED, segment, flags, -1)
-                form = memory.forms.get(key) or self._form(memory, key)
+                form = self._drawn_form(memory, owner, met, segment)
                 shared = found[owner << 2 | met] = form, form.front + time + form.slot_bytes
             form, front = shared
             form.count += 1
@@ -223,14 +237,14 @@ class Decider(Generic[T]):
 
     def _choose_batch(
         self,
-        memory: _Memory,
+        memory: Memory,
         units: Sequence[bytes],
         attributes: Mapping[str, str],
         milliseconds: int,
         nonces: bytes,
         stale: bool,
         segment: int,
-    ) -> tuple[list[_Form], list[bytes]]:
+    ) -> tuple[list[Form], list[bytes]]:
         """One after another: pins, gates, leases and rules that hold for everyone."""
         del segment
         time = milliseconds.to_bytes(6, "big")
@@ -242,11 +256,24 @@ class Decider(Generic[T]):
             bodies.append(form.front + time + form.slot_bytes + nonce)
         return forms, bodies
 
-    def _form(self, memory: _Memory, key: _Key) -> _Form:
+    def _drawn_form(self, memory: Memory, owner: int, met: int, segment: int) -> Form:
+        """The form of decisions that fell on a slot of `owner`."""
+        entry = memory.entry
+        arm = entry.incumbent if entry.drained >> owner & 1 else owner
+        served = entry.tables[segment if len(entry.tables) > 1 else 0].served
+        flags = COUNTED if met == KNOWN else COUNTED | FIRST
+        flags |= GATED if met == ELSEWHERE else 0
+        key = (arm, served[arm], Reason.ALLOCATED if arm == owner else Reason.DRAINED, segment, flags, -1)
+        form = memory.forms.get(key) or self._form(memory, key)
+        if memory.plain:
+            memory.drawn_forms[owner << 2 | met] = form
+        return form
+
+    def _form(self, memory: Memory, key: Key) -> Form:
         """What decisions of this kind have in common, made once for a plan."""
         entry = memory.entry
         arm, slots, reason, segment, flags, shadow = key
-        form = _Form()
+        form = Form()
         form.arm, form.slots, form.reason, form.segment, form.flags, form.shadow = key
         form.count = form.drawn = 0
         form.front = self._minter.front(entry.uid, arm, segment, entry.version, flags | (entry.activation & 31) << ACTIVATION_BITS)
@@ -276,7 +303,7 @@ class Decider(Generic[T]):
         self._minter = Minter(key, key_number)
         for memory in self._memories.values():  # what decisions have in common holds the number
             self._close(memory)
-            memory.forms.clear()
+            memory.forget_forms()
 
     def take(self) -> list[Exposure]:
         """The exposures counted since the last call. They are now the caller's: give back what could not be stored."""
@@ -304,12 +331,12 @@ class Decider(Generic[T]):
         """Count these again: they could not be stored."""
         self._returned += exposures
 
-    def _memory(self, entry: Entry, milliseconds: int) -> _Memory:
+    def _memory(self, entry: Entry, milliseconds: int) -> Memory:
         """What is remembered of an experiment, brought up to this plan and this time."""
         memory = self._memories.get(entry.uid)
         first = memory is None
         if memory is None:
-            memory = self._memories[entry.uid] = _Memory(entry)
+            memory = self._memories[entry.uid] = Memory(entry)
         if first or memory.entry is not entry:  # a version may come again with other weights, when the store was restored from a backup
             self._close(memory)
             memory.update(entry, self._restarted)
@@ -319,12 +346,13 @@ class Decider(Generic[T]):
                 memory.budgets.change(
                     len(entry.arms), entry.incumbent, entry.activation, requests=entry.leased_requests, units=entry.leased_units
                 )
+            memory.prepare()
         if not memory.since <= milliseconds < memory.until:
             self._close(memory)
             memory.turn(milliseconds)
         return memory
 
-    def _close(self, memory: _Memory) -> None:
+    def _close(self, memory: Memory) -> None:
         """Set aside what was counted under this plan in this bucket: another begins, or it is stored."""
         entry, drawn = memory.entry, {}
         for form in memory.forms.values():
@@ -336,33 +364,8 @@ class Decider(Generic[T]):
                 drawn.setdefault(form.segment, [0] * len(entry.arms))[form.arm] += form.drawn
             form.count = form.drawn = 0
         if len(memory.forms) > MAX_FORMS:
-            memory.forms.clear()
+            memory.forget_forms()
         self._drawn += [_Draws(entry, memory.bucket, segment, arms) for segment, arms in drawn.items()]
-
-
-class _Form:
-    """What many decisions of one plan have in common: all but unit, time, nonce and id; and how many there were since the last look.
-
-    drawn: those that were draws. front, slot_bytes: parts of their ids. before, after: of a `Decision`, around its id.
-    """
-
-    __slots__ = (
-        "after", "arm", "before", "count", "drawn", "dressed", "flags", "front", "reason", "segment", "shadow", "slot_bytes", "slots",
-    )  # fmt: skip
-
-    arm: int
-    slots: int
-    reason: Reason
-    segment: int
-    flags: int
-    shadow: int
-    count: int
-    drawn: int
-    front: bytes
-    slot_bytes: bytes
-    before: tuple[str, float, Reason]
-    after: tuple[int, str, str, str, str]
-    dressed: Any
 
 
 class _Draws(NamedTuple):
@@ -372,89 +375,3 @@ class _Draws(NamedTuple):
     bucket: int
     segment: int
     drawn: list[int]
-
-
-class _Memory:
-    """What is remembered of one experiment: the units seen in this window, the credit of its strict caps, its leases, and the units
-    that have drawn in this activation.
-    """
-
-    __slots__ = (
-        "activation", "bucket", "budgets", "counting", "drew", "entry", "forms", "gate", "keyed", "limit", "sample", "since", "units",
-        "until", "window",
-    )  # fmt: skip
-
-    def __init__(self, entry: Entry) -> None:
-        self.entry = entry
-        self.activation = 0
-        self.keyed = blake2b(digest_size=HASH_BYTES, key=entry.salt)  # of which each unit's `unit_hash` is a copy that went on
-        self.gate: CapGate | None = None
-        self.budgets: BudgetGate | None = None
-        self.forms: dict[_Key, _Form] = {}
-        self.counting = False
-        self.units: dict[bytes, int] = {}  # hash of a unit: the arms that it has met, a bit for each
-        self.since = self.until = 0  # milliseconds between which bucket and window stay the same
-        self.bucket = self.window = -1
-        self.limit = 256
-        self.drew: set[bytes] = set()
-        self.sample = ALL_UNITS
-
-    def update(self, entry: Entry, restarted: bool) -> None:
-        """Another plan. What was counted under the one before has been set aside."""
-        self.entry = entry
-        self.keyed = blake2b(digest_size=HASH_BYTES, key=entry.salt)
-        self.forms.clear()
-        self.until = self.since
-        if self.activation != entry.activation:
-            self.activation = entry.activation
-            self.units.clear()
-            self.drew.clear()
-            self.sample = ALL_UNITS
-        if not entry.strict:
-            self.gate = None
-            return
-        caps = [entry.cap_per_candidate] * len(entry.arms)
-        if self.gate is None:
-            self.gate = CapGate(entry.incumbent, caps, entry.cap, entry.burst, restarted=restarted)
-        else:
-            self.gate.change(caps, entry.cap)
-
-    def turn(self, milliseconds: int) -> None:
-        """Another bucket, or another window: then every unit is new."""
-        seconds, entry = milliseconds / 1000, self.entry
-        self.bucket = int(seconds // entry.bucket_seconds)
-        window = int(seconds // entry.window_seconds)
-        if window != self.window:
-            self.window = window
-            self.units.clear()
-        ends = min((self.bucket + 1) * entry.bucket_seconds, (window + 1) * entry.window_seconds)
-        self.since, self.until = milliseconds, max(milliseconds + 1, int(ends * 1000) - 1)  # rather look once more than too late
-
-    def meet(self, arm: int, unit: bytes) -> int:
-        """KNOWN: the unit has met this arm in this window, or is not in the sample. ELSEWHERE: it meets this one for the first time, and
-        has met another: it counts for this arm, but its propensity does not explain who has its outcome. NEW: it has met none.
-        """
-        units, bit = self.units, 1 << arm
-        arms = units.get(unit)
-        if arms is not None:
-            if arms & bit:
-                return KNOWN
-            units[unit] = arms | bit
-            return ELSEWHERE
-        if unit[6] >= self.limit:
-            return KNOWN
-        units[unit] = bit
-        if len(units) > MAX_UNITS_REMEMBERED:
-            self.limit = max(1, self.limit // 2)
-            self.units = {unit: arms for unit, arms in units.items() if unit[6] < self.limit}
-        return NEW
-
-    def draws_now(self, unit: bytes) -> bool:
-        """Is a unit that never drew in this activation in the sample? Then it has drawn. Who left the sample never comes back to it."""
-        if unit[4] << 8 | unit[5] >= self.sample:
-            return False
-        self.drew.add(unit)
-        while len(self.drew) > MAX_DRAWS_REMEMBERED and self.sample > 1:
-            self.sample //= 2
-            self.drew = {drew for drew in self.drew if drew[4] << 8 | drew[5] < self.sample}
-        return True

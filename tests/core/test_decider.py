@@ -131,6 +131,25 @@ def as_documented(number, uid, arm, segment, flags, version, milliseconds, slots
     return base64.urlsafe_b64encode(body + hashlib.blake2b(body, digest_size=12, key=KEY).digest()).decode()
 
 
+@pytest.mark.parametrize("case", ["sticky", "drawn for each request", "every request counts", "a drained arm", "nothing for candidates"])
+def test_the_short_way_of_a_plan_without_rules_decides_counts_and_remembers_as_the_long_way(case):
+    """A pin for a unit that never comes changes no decision, and sends all of them the long way, by `choose`."""
+    plans = [entry_with(**ENTRIES[case][0])]
+    plans.append(replace(plans[0], version=2, tables=(table(SHARES[1], SHARES[0], SHARES[2]),), drained=0))  # units meet other arms
+    plans.append(replace(plans[0], version=3, activation=2))
+    short, long = (Decider(KEY, life=7) for _ in range(2))
+    rng = random.Random(5)
+    for plan in plans:
+        ruled = replace(plan, pins={b"nobody": 1})
+        for number in range(3000):
+            unit, nonce, now = b"unit-%d" % rng.randrange(400), rng.randbytes(8), START + number  # windows and buckets change
+            stale = number % 50 == 0
+            assert short.decide(plan, unit, {}, now, nonce, stale=stale) == long.decide(ruled, unit, {}, now, nonce, stale=stale)
+        assert sorted(short.take()) == sorted(long.take())
+    assert {memory.plain for memory in short._memories.values()} == {True}
+    assert {memory.plain for memory in long._memories.values()} == {False}
+
+
 def test_an_id_has_the_documented_layout_whatever_the_numbers_in_it():
     rng = random.Random(3)
     for _ in range(200):

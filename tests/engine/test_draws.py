@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from allocator.core import decider as decider_module
+from allocator.core import decider_memory
 from allocator.core.assignment import SLOTS, first_layout
 from allocator.core.decider import Decider
 from allocator.core.experiment import Arm, Assignment, Budget, Conclude, Exposure, Policy, PolicyKind, Pooling, RampStage, Segment
@@ -117,7 +117,7 @@ def test_a_unit_that_a_budget_kept_from_everything_draws_when_it_comes_back_and_
 
 
 def test_too_many_units_become_a_sample_that_forgets_nobody_it_holds(monkeypatch):
-    monkeypatch.setattr(decider_module, "MAX_DRAWS_REMEMBERED", 100)
+    monkeypatch.setattr(decider_memory, "MAX_DRAWS_REMEMBERED", 100)
     decider, entry = Decider(b"key"), entry_with()
     decide(decider, entry, 1000)
     first = sum(count for count, _, _ in drawn(decider).values())

@@ -179,7 +179,7 @@ def _spend(credit, seen, rates, place, request, ceiling):
 
 @njit(cache=True, nogil=True, fastmath=False, error_model="numpy")
 def _meet(arm, unit, hashed, window, counters, met, met_any, met_counts):
-    """Does the unit count for this arm in this window, and has it met another? As `_Memory.meet`."""
+    """Does the unit count for this arm in this window, and has it met another? As `Memory.meet`."""
     if window != counters[WINDOW]:
         counters[WINDOW] = window
         counters[ENTRIES] = 0
@@ -206,7 +206,7 @@ def _meet(arm, unit, hashed, window, counters, met, met_any, met_counts):
 
 @njit(cache=True, nogil=True, fastmath=False, error_model="numpy")
 def _draws_now(unit, hashed, activation, counters, drew, drew_counts):
-    """Is this the unit's first draw in this activation, and is it in the sample? As `_Memory.draws_now`."""
+    """Is this the unit's first draw in this activation, and is it in the sample? As `Memory.draws_now`."""
     if drew.size and drew[unit] == activation:
         return False
     place = np.int64((hashed >> _16) & np.uint64(0xFFFF))
