@@ -22,7 +22,8 @@ import pytest
 
 from allocator.client import Client
 from allocator.core.assignment import SLOTS, first_layout, move
-from allocator.core.experiment import Arm, Experiment, Guardrail, Reward
+from allocator.core.experiment import Arm, Guardrail, Reward
+from allocator.core.experiment_rules import checked
 from allocator.core.lifecycle import Event, Status, step
 from allocator.core.outcome import Outcome, metric_names
 from allocator.core.record import Record
@@ -41,7 +42,7 @@ CLOCK = SystemClock()
 def records(count: int) -> list[Record]:
     """Running experiments, alike but for name, uid and salt."""
     arms = (Arm("v0", incumbent=True), *(Arm(f"v{i}") for i in range(1, 4)))
-    spec = Experiment.checked(name="e", arms=arms, reward=Reward("click"), guardrails=(Guardrail("errors", "error", max=0.02),))
+    spec = checked(name="e", arms=arms, reward=Reward("click"), guardrails=(Guardrail("errors", "error", max=0.02),))
     slots, layout = (SLOTS // 4,) * 4, first_layout([SLOTS // 4] * 4)
     for _ in range(200):
         slots = tuple(np.bincount(np.array(RNG.choices(range(4), k=64)), minlength=4) * (SLOTS // 64))

@@ -3,7 +3,8 @@
 In: the outcomes of one call. Out: their results, once durable. A commit costs about the same for one outcome and for hundreds, so what
 arrives while others are being committed waits and shares the next one. Where the queue is full a report is refused at once with the time
 after which there should be room: waiting longer than its caller does helps nobody, and decisions need the machine too. A report whose
-caller's deadline passed in the queue is dropped unseen; it will be sent again, and counts once.
+caller's deadline passed in the queue is dropped unseen; it will be sent again, and counts once. Commits begin at least 5 ms apart, since
+the way to another thread and back costs as much processor time as half a decision, and many callers report one outcome at a time.
 
 A fault in one report must not refuse its neighbours: where values break a contract nothing of the commit was counted, and each goes alone.
 """
@@ -11,6 +12,7 @@ A fault in one report must not refuse its neighbours: where values break a contr
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,6 +26,7 @@ from allocator.errors import InvalidArgument, Overloaded
 from allocator.server.metrics import Metrics
 
 COMMITS = 4  # at a time; more only wait for the same disk
+APART_SECONDS = 0.005  # between the beginnings of two: after a pause a report does not wait
 LEAST_RETRY_SECONDS, MOST_RETRY_SECONDS = 0.05, 5.0
 METHOD = "ReportOutcomes"
 
@@ -62,6 +65,8 @@ class Intake:
         self._queue: deque[Waiting] = deque()
         self._held = 0
         self._commits: set[asyncio.Task[None]] = set()
+        self._timer: asyncio.TimerHandle | None = None
+        self._begun = -math.inf  # the last commit
         self._seconds = LEAST_RETRY_SECONDS  # of a commit, lately
 
     async def report(self, outcomes: Sequence[Outcome], batches: Sequence[ExposureBatch] = ()) -> Answer:
@@ -78,10 +83,12 @@ class Intake:
         waiting = Waiting(outcomes, batches, asyncio.get_running_loop().create_future(), self._monotonic())
         self._queue.append(waiting)
         self._held += 1
-        if len(self._commits) < COMMITS:
-            task = asyncio.create_task(self._work())
-            self._commits.add(task)
-            task.add_done_callback(self._commits.discard)
+        if self._timer is None and len(self._commits) < COMMITS:
+            wait = self._begun + APART_SECONDS - self._monotonic()
+            if wait > 0:
+                self._timer = asyncio.get_running_loop().call_later(wait, self._begin)
+            else:
+                self._begin()
         try:
             return await waiting.answer
         finally:
@@ -92,6 +99,12 @@ class Intake:
         exposures = self._decider.take()
         if exposures:
             await self._receive([], exposures, [])
+
+    def _begin(self) -> None:
+        self._timer = None
+        task = asyncio.create_task(self._work())
+        self._commits.add(task)
+        task.add_done_callback(self._commits.discard)
 
     async def _work(self) -> None:
         while group := self._next():
@@ -116,7 +129,7 @@ class Intake:
         return group
 
     async def _commit(self, group: list[Waiting]) -> None:
-        started = self._monotonic()
+        started = self._begun = self._monotonic()
         outcomes = [outcome for waiting in group for outcome in waiting.outcomes]
         try:
             results, lost = await self._receive(outcomes, self._decider.take(), group[0].batches)

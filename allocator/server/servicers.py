@@ -25,7 +25,7 @@ from allocator.core.snapshot import Entry, full_name
 from allocator.engine import history
 from allocator.engine.engine import Engine
 from allocator.engine.exposures import ExposureBatch
-from allocator.engine.ingest import Result
+from allocator.engine.ingest import Result, Status
 from allocator.engine.tokens import Tokens
 from allocator.errors import AllocatorError, InvalidArgument, NotFound
 from allocator.ports import Entropy
@@ -73,6 +73,7 @@ class AllocatorServicer:
         self._now = engine.clock.now
         self._monotonic = engine.clock.monotonic
         self._observe = metrics.decision_duration.observe
+        self._outcomes = {status: metrics.outcomes.labels(status.value) for status in Status}
         self._nonces = _nonces(engine.entropy)
         self._snapshot = engine.live.snapshot
         self._named: dict[str, Entry] = {}
@@ -153,8 +154,8 @@ class AllocatorServicer:
             self._log.reported(outcomes, results)
         distinct = {id(result): result for result in results}  # most are one and the same
         messages = {key: _result_to_message(result) for key, result in distinct.items()}
-        for status, count in Counter(result.status.value for result in results).items():
-            self._metrics.outcomes.labels(status).inc(count)
+        for status, count in Counter([result.status for result in results]).items():
+            self._outcomes[status].inc(count)
         return service_pb.ReportOutcomesResponse(results=[messages[id(result)] for result in results], lost_exposures=lost)
 
     def watch_snapshots(self, request: service_pb.WatchSnapshotsRequest) -> AsyncGenerator[bytes, None]:
