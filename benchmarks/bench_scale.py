@@ -37,6 +37,8 @@ SIZES = (10, 10_000)
 RNG = random.Random(0)
 BATCH = 500
 CLOCK = SystemClock()
+PASSES = 40
+TINY = {"SIZES": (10, 60), "PASSES": 2}
 
 
 def records(count: int) -> list[Record]:
@@ -99,7 +101,7 @@ def test_a_pass_a_decision_and_a_publication(tmp_path):
             f" {resident() - before:.0f} MB"
         )
     times: dict[int, dict[str, list[float]]] = {size: {"decision": [], "pass, one change": [], "pass, none": []} for size in SIZES}
-    for _ in range(40):
+    for _ in range(PASSES):
         for size, engine in engines.items():
             names = [f"default/e{RNG.randrange(size)}" for _ in range(500)]
             for number, name in enumerate(names):

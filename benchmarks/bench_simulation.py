@@ -29,10 +29,13 @@ from allocator.simulation.scenario import Scenario
 
 MEANS = (0.10, 0.11, 0.12, 0.13, 0.14)
 SAID: list[tuple[str, int, list[tuple[float, float]]]] = []
+PART = 1.0  # of the steps that give steady figures
+TINY = {"PART": 0.005}
 
 
 def measure(name: str, steps: int, play, rounds: int) -> None:
     """Call `play` so often; keep steps per second of CPU and of wall clock."""
+    rounds = rounds if PART == 1.0 else 1
     play()
     speeds = []
     for _ in range(rounds):
@@ -56,44 +59,47 @@ def numpy_loop(steps: int) -> None:
 
 def test_bare_kernel():
     warm_kernels()
-    measure("kernel, K = 5", 1_000_000, lambda: simulate(MEANS, 1_000_000, replications=1, checkpoints=[1_000_000]), 9)
+    steps = int(1_000_000 * PART)
+    measure("kernel, K = 5", steps, lambda: simulate(MEANS, steps, replications=1, checkpoints=[steps]), 9)
 
 
 def test_numpy_loop():
-    measure("numpy loop, K = 5", 20_000, lambda: numpy_loop(20_000), 5)
+    steps = int(20_000 * PART)
+    measure("numpy loop, K = 5", steps, lambda: numpy_loop(steps), 5)
 
 
 def test_mabwiser():
     mab = pytest.importorskip("mabwiser.mab", reason="MABWiser is not installed: pip install mabwiser")
-    rng = np.random.default_rng(1)
+    rng, steps = np.random.default_rng(1), max(int(500 * PART), 2)
 
     def play() -> None:
         bandit = mab.MAB(list(range(5)), mab.LearningPolicy.ThompsonSampling(), seed=1)
         bandit.fit(list(range(5)), [0, 1, 0, 0, 1])
-        for _ in range(500):
+        for _ in range(steps):
             arm = bandit.predict()
             bandit.partial_fit([arm], [int(rng.random() < MEANS[arm])])
 
-    measure("MABWiser, K = 5", 500, play, 5)
+    measure("MABWiser, K = 5", steps, play, 5)
 
 
 def test_river():
     bandit = pytest.importorskip("river.bandit", reason="river is not installed: pip install river")
     from river import proba
 
-    rng = np.random.default_rng(1)
+    rng, steps = np.random.default_rng(1), max(int(2000 * PART), 2)
 
     def play() -> None:
         policy = bandit.ThompsonSampling(reward_obj=proba.Beta(), seed=1)
-        for _ in range(2000):
+        for _ in range(steps):
             arm = policy.pull(range(5))
             policy.update(arm, bool(rng.random() < MEANS[arm]))
 
-    measure("river, K = 5", 2000, play, 5)
+    measure("river, K = 5", steps, play, 5)
 
 
 @pytest.mark.parametrize(("rate", "seconds"), [(100, 120), (1000, 120), (10_000, 30)])
 def test_full_path(rate, seconds):
+    seconds = max(int(seconds * PART), 10)
     spec = checked(
         name="bench",
         arms=(Arm("old", incumbent=True), Arm("a"), Arm("b")),

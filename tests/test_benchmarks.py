@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 ONCE = ("--benchmark-min-rounds=1", "--benchmark-max-time=0.001", "--benchmark-min-time=0.000001", "--benchmark-warmup=off")
-OPTIONAL = {"bench_update.py": "mabwiser"}  # peers that come with an extra
+OPTIONAL = {"bench_update.py": ("mabwiser",), "bench_simulation.py": ("mabwiser", "river")}  # peers that come with an extra
 
 
 @pytest.mark.timeout(400)
@@ -21,6 +21,5 @@ def test_every_benchmark_runs(tmp_path):
     assert found.returncode == 0, found.stdout[-5000:] + found.stderr[-1000:]
     for path in (ROOT / "benchmarks").glob("bench_*.py"):
         assert f"PASSED benchmarks/{path.name}::" in found.stdout
-        missing = OPTIONAL.get(path.name)
-        if missing is None or importlib.util.find_spec(missing) is not None:
+        if all(importlib.util.find_spec(peer) is not None for peer in OPTIONAL.get(path.name, ())):
             assert not any(line.startswith("SKIPPED") and path.name in line for line in found.stdout.splitlines())

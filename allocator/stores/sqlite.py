@@ -282,7 +282,7 @@ class SqliteStore(Writer):
             self._reader = None
         if self._writer is not None:
             if self._path != MEMORY:
-                with contextlib.suppress(OSError):  # then the note stays, and the log with it
+                with contextlib.suppress(OSError):
                     self._tail.clear()
                     self._checkpoint("TRUNCATE")
             with contextlib.suppress(sqlite3.Error):

@@ -189,10 +189,18 @@ class Tail:
             )
 
     def clear(self) -> None:
-        """Before the log is removed: nothing is in it alone."""
-        if not self._of_memory:
+        """Before the log is removed: nothing is in it alone. A note that cannot be emptied goes, or it would accuse a log that is whole."""
+        if self._of_memory:
+            return
+        try:
             os.ftruncate(self._open(), 0)
             os.fsync(self._file)
+        except OSError:  # the index stays open: closing it would let go of SQLite's locks
+            if self._file >= 0:
+                os.close(self._file)
+                self._file = -1
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(self._path)
 
     def close(self) -> None:
         """After the connections are closed."""
