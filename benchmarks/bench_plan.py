@@ -74,7 +74,7 @@ def test_a_full_plan(benchmark, case):
     sums = sums_of(found.open, REWARD_STREAM)
     parts = {
         "whole plan": timed(plan, record, found, NOW),
-        "guardrails": timed(lambda: review(record.experiment, record.status, (), counts(record, found.open, found.labels), NOW, 900.0)),
+        "guardrails": timed(lambda: review(record.experiment, record.status, (), counts(found.open, found.labels), NOW, 900.0)),
         "posterior and P(best)": timed(lambda: best_arm(posterior(BetaPrior(), sums))),
         "cells to arrays (not part of it)": timed(tally, record, cells, ()),
     }
