@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from allocator.cli.serve import NO_METRICS, LogFormat
+from allocator.cli.serve import Access as Callers
 
 
 def edge(
@@ -38,6 +39,14 @@ def edge(
         bool,
         typer.Option("--operator", envvar="ALLOCATOR_EDGE_OPERATOR", help="Pass operators' calls on to the upstream."),
     ] = False,
+    access: Annotated[
+        Callers,
+        typer.Option(
+            "--access",
+            envvar="ALLOCATOR_ACCESS",
+            help="Let everybody do everything, or ask each call for a token that the upstream knows.",
+        ),
+    ] = Callers.OPEN,
     upstream_tls: Annotated[
         bool,
         typer.Option("--upstream-tls", envvar="ALLOCATOR_UPSTREAM_TLS", help="Encrypt, and trust what the machine trusts."),
@@ -105,7 +114,7 @@ def edge(
         typer.Option(
             "--insecure",
             envvar="ALLOCATOR_INSECURE",
-            help="Listen where other machines can reach it, although an edge looks at no token; send the token unencrypted.",
+            help="Listen where other machines can reach it without TLS or tokens; send the upstream's token unencrypted.",
         ),
     ] = False,
     worker: Annotated[bool, typer.Option("--worker", hidden=True)] = False,
@@ -128,6 +137,7 @@ def edge(
             insecure=insecure,
         ),
         operator=operator,
+        callers=access.value,
         tls_cert=tls_cert,
         tls_key=tls_key,
         tls_client_ca=tls_client_ca,

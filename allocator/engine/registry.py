@@ -87,6 +87,11 @@ class Registry:
         name = self._by_uid.get(uid)
         return self._records.get(name) if name is not None else None
 
+    def namespace_of(self, uid: str) -> str:
+        """Where the experiment with this uid is; "" when it is not here."""
+        record = self.of_uid(uid)
+        return record.experiment.namespace if record is not None else ""
+
     def all(self) -> list[Record]:
         """Every experiment, by name."""
         with self._lock:

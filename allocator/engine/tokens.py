@@ -15,7 +15,19 @@ from collections.abc import Mapping
 import msgspec
 
 from allocator.core.audit import AuditEntry
-from allocator.core.token import ID_BYTES, LIFETIME_SECONDS, SECRET_BYTES, Role, Token, check, digest_of, text_of
+from allocator.core.token import (
+    EVERYWHERE,
+    ID_BYTES,
+    LIFETIME_SECONDS,
+    MAX_LIFETIME_SECONDS,
+    MAX_RATE,
+    SECRET_BYTES,
+    Role,
+    Token,
+    check,
+    digest_of,
+    text_of,
+)
 from allocator.errors import InvalidArgument, NotFound
 from allocator.ports import Clock, Entropy, Store
 
@@ -31,22 +43,38 @@ class Tokens:
         self._clock = clock
         self._entropy = entropy
         self._lock = threading.Lock()
+        self._lent: dict[bytes, Token] = {}
         self.by_digest: Mapping[bytes, Token] = {}
+        self.learnt = False  # was the copy ever taken?
+
+    def find(self, digest: bytes) -> Token | None:
+        """The token whose text has this SHA-256, expired or not; None for none."""
+        return self.by_digest.get(digest)
 
     def refresh(self) -> None:
         """Take over what the store holds. Raises Unavailable; what was known then stays."""
         with self._lock:
             found = [_decoder.decode(text) for text in self._store.items(KIND).values()]
-            self.by_digest = {bytes.fromhex(token.digest): token for token in found}
+            self.by_digest = {bytes.fromhex(token.digest): token for token in found} | self._lent
+            self.learnt = True
+
+    def lend(self, principal: str, roles: tuple[Role, ...]) -> str:
+        """The text of a token that holds everywhere until this process ends: no store and no list has it."""
+        now = self._clock.now()
+        made, text = self._made(Token("", principal, roles, (EVERYWHERE,), "", now, now + MAX_LIFETIME_SECONDS, report_rate=MAX_RATE))
+        with self._lock:
+            self._lent = {**self._lent, bytes.fromhex(made.digest): made}
+            self.by_digest = {**self.by_digest, **self._lent}
+        return text
 
     def remembered(self) -> dict[str, dict[str, str]]:
         """The items of the copy, by kind and key: what comes back into a store that lost them."""
-        return {KIND: {token.id: msgspec.json.encode(token).decode() for token in self.by_digest.values()}}
+        return {KIND: {token.id: msgspec.json.encode(token).decode() for token in self._stored()}}
 
     def all(self) -> list[Token]:
         """Every token that was not revoked, expired ones too, the oldest first."""
         self.refresh()
-        return sorted(self.by_digest.values(), key=lambda token: (token.seconds, token.id))
+        return sorted(self._stored(), key=lambda token: (token.seconds, token.id))
 
     def create(
         self,
@@ -86,6 +114,9 @@ class Tokens:
         ending = dataclasses.replace(old, expires_seconds=min(old.expires_seconds, now + overlap_seconds))
         self._put(ending, stored, "token.rotate", actor, reason or f"replaced by {made.id}", _told(old))
         return made, text
+
+    def _stored(self) -> list[Token]:
+        return [token for digest, token in self.by_digest.items() if digest not in self._lent]
 
     def _made(self, wanted: Token) -> tuple[Token, str]:
         check(wanted)

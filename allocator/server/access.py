@@ -8,19 +8,20 @@ principal, whatever the request claims.
 A token is found by the SHA-256 of its text in a dictionary, so the time that it takes tells at most something about digests, from which
 nobody gets back to a text. What is checked is prepared when a token is first seen, and found again by the header itself while the table of
 tokens is in force, half a second: two look-ups, a set and a bucket remain for each call, about a microsecond.
+
+An edge has the same table of rights, and asks its upstream for tokens that it does not know (`server/introspection.py`): the check then
+says `Unasked`, its caller waits for the answer, and checks again. A server knows all its tokens and never says so.
 """
 
 from __future__ import annotations
 
 import hashlib
 from base64 import urlsafe_b64decode
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from allocator.core.token import EVERYWHERE, Role, Token
-from allocator.engine.registry import Registry
-from allocator.engine.tokens import Tokens
 from allocator.errors import Overloaded, PermissionDenied, Unauthenticated
 from allocator.ports import Clock
 
@@ -28,6 +29,7 @@ ALLOCATOR, OPERATOR = "/allocator.v1.AllocatorService/", "/allocator.v1.Operator
 HEALTH = "/grpc.health.v1.Health/"
 REFLECTION = "/grpc.reflection.v1alpha.ServerReflection/"
 DEFAULT_NAMESPACE = "default"
+NO_TOKEN = "no valid token came with this call"
 UID_CHARACTERS, UID = 20, slice(5, 13)  # the experiment's uid in a decision id, see core/decision_id.py
 
 Scope = Callable[[Any, "Caller"], Iterable[str]]
@@ -87,6 +89,10 @@ def _uid_of(decision_id: str) -> str:
         return ""
 
 
+def _anywhere(_request: Any, _caller: Caller) -> Iterable[str]:
+    return ()
+
+
 def _everywhere(_request: Any, _caller: Caller) -> Iterable[str]:
     return (EVERYWHERE,)
 
@@ -115,6 +121,7 @@ RULES: Mapping[str, Rule] = {
     f"{ALLOCATOR}ReportOutcomes": _may(Role.REPORT, scope=_of_report, limit="report_rate"),
     f"{ALLOCATOR}WatchSnapshots": _may(Role.WATCH, scope=_of_namespaces),
     f"{ALLOCATOR}LeaseExposure": _may(Role.WATCH, scope=_of_leases),
+    f"{ALLOCATOR}IntrospectTokens": _may(Role.WATCH, scope=_anywhere),
     f"{OPERATOR}ApplyExperiment": _may(Role.AUTHOR, scope=_of_spec, acts=True),
     f"{OPERATOR}GetExperiment": _may(*_LOOK),
     f"{OPERATOR}ListExperiments": _may(*_LOOK, scope=_of_namespace),
@@ -186,12 +193,29 @@ class Caller:
         self.buckets = {name: Bucket(getattr(token, name), now) for name in ("decide_rate", "report_rate")}
 
 
-class Access:
-    """The check of every call, over the tokens that are good now."""
+class Table(Protocol):
+    """Tokens that are known. by_digest: another object whenever what was found before must be looked up again."""
 
-    def __init__(self, tokens: Tokens, registry: Registry, clock: Clock) -> None:
+    by_digest: Mapping[bytes, Token]
+
+    def find(self, digest: bytes) -> Token | None:
+        """The token of this SHA-256, None for none. Raises Unasked when somebody else must be asked first."""
+
+
+class Unasked(Unauthenticated):
+    """Nothing is known of this token yet. ask: returns when there is an answer, or none can be had."""
+
+    def __init__(self, ask: Callable[[], Awaitable[None]]) -> None:
+        super().__init__(NO_TOKEN)
+        self.ask = ask
+
+
+class Access:
+    """The check of every call, over the tokens that are good now. namespace_of: of an experiment's uid, "" for one that is not here."""
+
+    def __init__(self, tokens: Table, namespace_of: Callable[[str], str], clock: Clock) -> None:
         self._tokens = tokens
-        self._registry = registry
+        self._namespace_of = namespace_of
         self._now = clock.now
         self._monotonic = clock.monotonic
         self._callers: dict[bytes, Caller] = {}
@@ -222,7 +246,7 @@ class Access:
 
     def of_digest(self, digest: bytes) -> Caller:
         """The caller whose token has this SHA-256, while it is good."""
-        token, caller = self._tokens.by_digest.get(digest), self._callers.get(digest)
+        token, caller = self._tokens.find(digest), self._callers.get(digest)
         if token is None:
             self._callers.pop(digest, None)
             raise unauthenticated()
@@ -232,13 +256,9 @@ class Access:
             raise unauthenticated()
         return caller
 
-    def _namespace_of(self, uid: str) -> str:
-        record = self._registry.of_uid(uid)
-        return record.experiment.namespace if record is not None else ""
-
 
 class Gate:
-    """The check of one RPC: `enter` before its request is read, `permit` after."""
+    """The check of one RPC: `enter` (or `admit`, which waits for what must be asked) before its request is read, `permit` after."""
 
     __slots__ = ("_access", "_monotonic", "_rule")
 
@@ -246,6 +266,14 @@ class Gate:
         self._access = access
         self._rule = rule
         self._monotonic = monotonic
+
+    async def admit(self, metadata: Sequence[tuple[str, str | bytes]] | None) -> Caller | None:
+        """As `enter`, where a token may have to be asked for first."""
+        try:
+            return self.enter(metadata)
+        except Unasked as unasked:
+            await unasked.ask()
+        return self.enter(metadata)
 
     def enter(self, metadata: Sequence[tuple[str, str | bytes]] | None) -> Caller | None:
         """Who calls, if any of their roles may. None: anybody may. Raises Unauthenticated, PermissionDenied or Overloaded."""
@@ -271,15 +299,21 @@ class Gate:
             if Role.ADMIN not in caller.roles and getattr(request, "break_glass", False):
                 raise denied()
 
-    def still(self, caller: Caller | None) -> None:
+    async def still(self, caller: Caller | None) -> None:
         """Is the caller of a stream still good? Raises Unauthenticated."""
-        if caller is not None:
-            self._access.of_digest(bytes.fromhex(caller.token.digest))
+        if caller is None:
+            return
+        digest = bytes.fromhex(caller.token.digest)
+        try:
+            self._access.of_digest(digest)
+        except Unasked as unasked:
+            await unasked.ask()
+            self._access.of_digest(digest)
 
 
 def unauthenticated() -> Unauthenticated:
     """The one answer to a token that is missing, malformed, unknown, expired or revoked."""
-    return Unauthenticated("no valid token came with this call")
+    return Unauthenticated(NO_TOKEN)
 
 
 def denied() -> PermissionDenied:

@@ -73,22 +73,9 @@ class Config:
             found.append(Violation("least-approvals", f"got {self.least_approvals}; a whole number from 0 to 20 is allowed"))
         if self.access not in ACCESS:
             found.append(Violation("access", f"got {self.access!r}; one of {', '.join(ACCESS)} is allowed"))
-        if bool(self.tls_cert) != bool(self.tls_key):
-            missing = "tls-key" if self.tls_cert else "tls-cert"
-            found.append(Violation(missing, "got nothing; a certificate and its key go together"))
-        if self.tls_client_ca and not self.tls_cert:
-            found.append(Violation("tls-client-ca", "got it without --tls-cert; clients prove themselves inside TLS only"))
-        if not found and not self.insecure and not is_loopback(self.listen) and not (self.tls_cert and self.access == "tokens"):
-            lacking = " and ".join(
-                what for what, there in (("encrypted", self.tls_cert), ("authenticated", self.access == "tokens")) if not there
-            )
-            found.append(
-                Violation(
-                    "listen",
-                    f"got {self.listen!r}, which other machines can reach, and calls are not {lacking}: give it --tls-cert, --tls-key and"
-                    " --access tokens, listen on 127.0.0.1, or insist with --insecure",
-                )
-            )
+        found += check_pair(self.tls_cert, self.tls_key, self.tls_client_ca)
+        if not found and not self.insecure:
+            found += check_listener(self.listen, encrypted=bool(self.tls_cert), authenticated=self.access == "tokens")
         if found:
             raise InvalidArgument(violations=found, reason="INVALID_CONFIG")
 
@@ -120,3 +107,27 @@ def check_address(name: str, value: str) -> list[Violation]:
     if not host or not port.isdigit() or int(port) > 65535:
         return [Violation(name, f"got {value!r}; host:port is allowed, e.g. 127.0.0.1:50051")]
     return []
+
+
+def check_pair(tls_cert: str, tls_key: str, tls_client_ca: str) -> list[Violation]:
+    """What is missing among the files of a listener."""
+    found = []
+    if bool(tls_cert) != bool(tls_key):
+        found.append(Violation("tls-key" if tls_cert else "tls-cert", "got nothing; a certificate and its key go together"))
+    if tls_client_ca and not tls_cert:
+        found.append(Violation("tls-client-ca", "got it without --tls-cert; clients prove themselves inside TLS only"))
+    return found
+
+
+def check_listener(listen: str, *, encrypted: bool, authenticated: bool) -> list[Violation]:
+    """What a listener that other machines can reach lacks."""
+    if is_loopback(listen) or (encrypted and authenticated):
+        return []
+    lacking = " and ".join(what for what, there in (("encrypted", encrypted), ("authenticated", authenticated)) if not there)
+    return [
+        Violation(
+            "listen",
+            f"got {listen!r}, which other machines can reach, and calls are not {lacking}: give it --tls-cert, --tls-key and"
+            " --access tokens, listen on 127.0.0.1, or insist with --insecure",
+        )
+    ]

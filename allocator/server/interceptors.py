@@ -16,7 +16,7 @@ from google.protobuf.message import DecodeError, Message
 
 from allocator.errors import AllocatorError, InvalidArgument
 from allocator.server import tracing
-from allocator.server.access import Gate
+from allocator.server.access import Gate, Unasked
 from allocator.server.metrics import Metrics
 from allocator.wire.status import to_status
 
@@ -37,18 +37,21 @@ def instant(
         try:
             reply = method(raw)
         except Exception as error:
-            return await _abort(context, metrics, name, error)
+            return await abort(context, metrics, name, error)
         answered.count += 1
         return reply
 
     async def guarded(raw: bytes, context: grpc.aio.ServicerContext) -> bytes:
         try:
-            caller = gate.enter(context.invocation_metadata())
+            try:
+                caller = gate.enter(context.invocation_metadata())
+            except Unasked:  # at an edge alone; `admit` at once would cost each decision a coroutine
+                caller = await gate.admit(context.invocation_metadata())
             if not caller.everywhere:
                 gate.permit(caller, request_type.FromString(raw))
             reply = method(raw)
         except Exception as error:
-            return await _abort(context, metrics, name, error)
+            return await abort(context, metrics, name, error)
         answered.count += 1
         return reply
 
@@ -66,12 +69,12 @@ def unary(metrics: Metrics, name: str, request_type: type[Message], method: Unar
             if gate is None:
                 reply = await method(parse(raw))
             else:
-                caller = gate.enter(context.invocation_metadata())
+                caller = await gate.admit(context.invocation_metadata())
                 request = parse(raw)
                 gate.permit(caller, request)
                 reply = await method(request)
         except Exception as error:
-            return await _abort(context, metrics, name, error)
+            return await abort(context, metrics, name, error)
         answered.inc()
         return reply if isinstance(reply, bytes) else reply.SerializeToString()
 
@@ -90,17 +93,17 @@ def streaming(
     async def handle(raw: bytes, context: grpc.aio.ServicerContext) -> AsyncGenerator[bytes, None]:
         metrics.watchers.inc()
         try:
-            caller = None if gate is None else gate.enter(context.invocation_metadata())
+            caller = None if gate is None else await gate.admit(context.invocation_metadata())
             request = request_type.FromString(raw)
             if gate is not None:
                 gate.permit(caller, request)
             async with contextlib.aclosing(method(request)) as replies:
                 async for reply in replies:
                     if gate is not None:
-                        gate.still(caller)
+                        await gate.still(caller)
                     yield reply
         except Exception as error:
-            await _abort(context, metrics, name, error)
+            await abort(context, metrics, name, error)
         finally:
             metrics.watchers.dec()
         answered.inc()
@@ -108,7 +111,8 @@ def streaming(
     return grpc.unary_stream_rpc_method_handler(handle)
 
 
-async def _abort(context: grpc.aio.ServicerContext, metrics: Metrics, name: str, error: Exception) -> bytes:
+async def abort(context: grpc.aio.ServicerContext, metrics: Metrics, name: str, error: Exception) -> bytes:
+    """End the call with the status of an error: a crash tells its caller nothing."""
     if isinstance(error, DecodeError):
         error = InvalidArgument.of_field("request", "got bytes that are no message of this type", reason="MALFORMED_REQUEST")
     if not isinstance(error, AllocatorError):

@@ -34,7 +34,7 @@ from allocator.engine.engine import DAMAGED, Engine
 from allocator.engine.tokens import Tokens
 from allocator.errors import AllocatorError, Overloaded, Refused, Unavailable
 from allocator.ports import Clock, Entropy, Store, SystemClock, SystemEntropy
-from allocator.server import reflection
+from allocator.server import introspection, reflection
 from allocator.server.access import REFLECTION, Access, Gate
 from allocator.server.checkpoints import Checkpoints
 from allocator.server.config import Config, is_loopback
@@ -183,7 +183,7 @@ class Server:
             self.engine, metrics, self._threads, self._log, max(1, self._config.max_concurrent // 2)
         )
         o = OperatorServicer(self.engine, self.tokens, self._threads)
-        access = Access(self.tokens, self.engine.registry, self._clock) if self._config.access == "tokens" else None
+        access = Access(self.tokens, self.engine.registry.namespace_of, self._clock) if self._config.access == "tokens" else None
 
         def gate(method: str) -> Gate | None:
             return None if access is None else access.gate(method)
@@ -198,6 +198,7 @@ class Server:
             "ReportOutcomes": call("ReportOutcomes", service_pb.ReportOutcomesRequest, a.report_outcomes),
             "WatchSnapshots": streaming(metrics, "WatchSnapshots", service_pb.WatchSnapshotsRequest, a.watch_snapshots, watch),
             "LeaseExposure": call("LeaseExposure", service_pb.LeaseExposureRequest, a.lease_exposure),
+            "IntrospectTokens": call("IntrospectTokens", service_pb.IntrospectTokensRequest, self._introspect_tokens),
         }
         server.add_registered_method_handlers(SERVICES[0], {method: calls[method] for method in OWN_QUEUE})
         operator = {}
@@ -218,6 +219,10 @@ class Server:
             names = (*SERVICES, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, REFLECTION_NAME)
             reflection.add(Generic(server), names, gate(f"{REFLECTION}ServerReflectionInfo"))
         return server
+
+    async def _introspect_tokens(self, request: service_pb.IntrospectTokensRequest) -> service_pb.IntrospectTokensResponse:
+        """IntrospectTokens."""
+        return introspection.answer(request, self.tokens, self._clock.now(), checks_calls=self._config.access == "tokens")
 
     def _ready(self) -> bool:
         """Decisions are answered, from whatever is known: a server without its store is no reason to send callers nowhere."""

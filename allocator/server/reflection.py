@@ -25,7 +25,7 @@ class Reflection(ReflectionServicer):
         """ServerReflectionInfo."""
         try:
             if self._gate is not None:
-                self._gate.enter(context.invocation_metadata())
+                await self._gate.admit(context.invocation_metadata())
         except AllocatorError as error:
             status = to_status(error)
             await context.abort(status.code, status.details, status.trailing_metadata)

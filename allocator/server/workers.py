@@ -6,6 +6,9 @@ Linux gives each new connection to one of them. A Python process decides on one 
 The planner process starts the workers, and is their parent: it passes SIGTERM on and waits until they have drained; when it dies they
 end. A worker that dies is replaced, its callers meanwhile connect to the others. When workers keep dying the service ends, with an error.
 
+With `--access tokens` all of them look at tokens. The workers' own one is made at the start, is in no store, and goes to each through its
+standard input.
+
 Dropped: forking after the imports (gRPC's threads do not survive it); a listener in the parent that hands connections on (one process
 would read every byte).
 """
@@ -23,6 +26,7 @@ from dataclasses import replace
 import structlog
 import uvloop
 
+from allocator.core.token import Role
 from allocator.errors import AllocatorError, InvalidArgument, Unavailable
 from allocator.server.config import Config
 from allocator.server.main import Server
@@ -31,6 +35,7 @@ MAX_WORKERS = 64
 DEATHS, WITHIN_SECONDS = 5, 60.0  # so many within so long end the service
 START_SECONDS = 60.0
 AGAIN_SECONDS = 0.5
+WORKER = "worker"  # the principal
 
 log = structlog.get_logger()
 
@@ -39,12 +44,6 @@ def check_workers(config: Config, workers: int) -> None:
     """Raises InvalidArgument for what cannot be."""
     if not 1 <= workers <= MAX_WORKERS:
         raise InvalidArgument.of_field("workers", f"got {workers}; a number from 1 to {MAX_WORKERS} is allowed", reason="INVALID_CONFIG")
-    if config.access != "open":
-        raise InvalidArgument.of_field(
-            "workers",
-            f"got {workers} and --access {config.access}; workers do not look at tokens, so let one process do it",
-            reason="INVALID_CONFIG",
-        )
     if config.decision_log:
         raise InvalidArgument.of_field(
             "workers", f"got {workers} and --decision-log; workers do not write one, so let one process do it", reason="INVALID_CONFIG"
@@ -68,6 +67,7 @@ class Workers:
         self._stopping = False
         self.failed = asyncio.Event()
         self.address = ""
+        self._token = ""  # of the workers, on the planner's port
 
     @property
     def pids(self) -> list[int]:
@@ -80,6 +80,8 @@ class Workers:
         host = self._config.listen.rpartition(":")[0]
         self.address = f"{host}:{self._port.getsockname()[1]}"
         await self.server.start()
+        if self._config.access == "tokens":
+            self._token = self.server.tokens.lend(WORKER, (Role.WATCH, Role.REPORT))
         try:
             await asyncio.gather(*(self._spawn(number) for number in range(self._wanted)))
         except BaseException:
@@ -131,6 +133,7 @@ class Workers:
     def _command(self, number: int) -> list[str]:
         config = self._config
         flags = ["--upstream", self.server.address, "--listen", self.address, "--operator", "--worker", "--log-format", config.log_format]
+        flags += ["--access", config.access]
         flags += ["--drain", str(config.drain_seconds), "--grace", str(config.grace_seconds), "--metrics", self._metrics(number)]
         for flag in ("tls_cert", "tls_key", "tls_client_ca"):
             if getattr(config, flag):
@@ -149,6 +152,8 @@ class Workers:
     async def _spawn(self, number: int) -> None:
         pipe = asyncio.subprocess.PIPE
         process = await asyncio.create_subprocess_exec(*self._command(number), stdin=pipe, stdout=pipe)
+        assert process.stdin is not None
+        process.stdin.write(f"{self._token}\n".encode())
         self._running[number] = process
         assert process.stdout is not None
         try:

@@ -225,3 +225,25 @@ class LeaseGrant(_message.Message):
     exposures: int
     activation: int
     def __init__(self, exposures: _Optional[int] = ..., activation: _Optional[int] = ...) -> None: ...
+
+class IntrospectTokensRequest(_message.Message):
+    __slots__ = ("digests",)
+    DIGESTS_FIELD_NUMBER: _ClassVar[int]
+    digests: _containers.RepeatedScalarFieldContainer[bytes]
+    def __init__(self, digests: _Optional[_Iterable[bytes]] = ...) -> None: ...
+
+class IntrospectTokensResponse(_message.Message):
+    __slots__ = ("tokens", "checks_calls")
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    CHECKS_CALLS_FIELD_NUMBER: _ClassVar[int]
+    tokens: _containers.RepeatedCompositeFieldContainer[IntrospectedToken]
+    checks_calls: bool
+    def __init__(self, tokens: _Optional[_Iterable[_Union[IntrospectedToken, _Mapping]]] = ..., checks_calls: bool = ...) -> None: ...
+
+class IntrospectedToken(_message.Message):
+    __slots__ = ("digest", "token")
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_FIELD_NUMBER: _ClassVar[int]
+    digest: bytes
+    token: _allocator_pb2.Token
+    def __init__(self, digest: _Optional[bytes] = ..., token: _Optional[_Union[_allocator_pb2.Token, _Mapping]] = ...) -> None: ...

@@ -59,6 +59,11 @@ class AllocatorServiceStub(object):
                 request_serializer=allocator_dot_v1_dot_allocator__service__pb2.LeaseExposureRequest.SerializeToString,
                 response_deserializer=allocator_dot_v1_dot_allocator__service__pb2.LeaseExposureResponse.FromString,
                 _registered_method=True)
+        self.IntrospectTokens = channel.unary_unary(
+                '/allocator.v1.AllocatorService/IntrospectTokens',
+                request_serializer=allocator_dot_v1_dot_allocator__service__pb2.IntrospectTokensRequest.SerializeToString,
+                response_deserializer=allocator_dot_v1_dot_allocator__service__pb2.IntrospectTokensResponse.FromString,
+                _registered_method=True)
 
 
 class AllocatorServiceServicer(object):
@@ -100,6 +105,14 @@ class AllocatorServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def IntrospectTokens(self, request, context):
+        """What tokens allow, for a server that passes this one's answers on and lets callers in by the same tokens. A token is asked for by the
+        SHA-256 of its text: who has that has seen the token. UNAVAILABLE until this server has learnt the tokens itself.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AllocatorServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -127,6 +140,11 @@ def add_AllocatorServiceServicer_to_server(servicer, server):
                     servicer.LeaseExposure,
                     request_deserializer=allocator_dot_v1_dot_allocator__service__pb2.LeaseExposureRequest.FromString,
                     response_serializer=allocator_dot_v1_dot_allocator__service__pb2.LeaseExposureResponse.SerializeToString,
+            ),
+            'IntrospectTokens': grpc.unary_unary_rpc_method_handler(
+                    servicer.IntrospectTokens,
+                    request_deserializer=allocator_dot_v1_dot_allocator__service__pb2.IntrospectTokensRequest.FromString,
+                    response_serializer=allocator_dot_v1_dot_allocator__service__pb2.IntrospectTokensResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -264,6 +282,33 @@ class AllocatorService(object):
             '/allocator.v1.AllocatorService/LeaseExposure',
             allocator_dot_v1_dot_allocator__service__pb2.LeaseExposureRequest.SerializeToString,
             allocator_dot_v1_dot_allocator__service__pb2.LeaseExposureResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def IntrospectTokens(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/allocator.v1.AllocatorService/IntrospectTokens',
+            allocator_dot_v1_dot_allocator__service__pb2.IntrospectTokensRequest.SerializeToString,
+            allocator_dot_v1_dot_allocator__service__pb2.IntrospectTokensResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -7,7 +7,7 @@ from allocator.core.token import Role, Token
 from allocator.errors import InvalidArgument
 from allocator.v1 import allocator_pb2 as pb
 from allocator.wire.enums import from_number, to_number
-from allocator.wire.scalars import timestamp
+from allocator.wire.scalars import seconds_since_epoch, timestamp
 
 
 def revision_to_message(r: Revision) -> pb.Revision:
@@ -41,6 +41,23 @@ def token_to_message(t: Token) -> pb.Token:
         creator=t.creator,
         decide_rate=t.decide_rate,
         report_rate=t.report_rate,
+    )
+
+
+def token_from_message(message: pb.Token, digest: bytes) -> Token:
+    """A token as it was told to somebody who knew its digest. Roles that this version does not know allow nothing here."""
+    known = {number for number in pb.Role.values() if number}
+    return Token(
+        id=message.id,
+        principal=message.principal,
+        roles=roles_from_numbers([number for number in message.roles if number in known]),
+        namespaces=tuple(message.namespaces),
+        digest=digest.hex(),
+        seconds=seconds_since_epoch(message.create_time),
+        expires_seconds=seconds_since_epoch(message.expire_time),
+        creator=message.creator,
+        decide_rate=message.decide_rate,
+        report_rate=message.report_rate,
     )
 
 

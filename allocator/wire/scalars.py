@@ -39,6 +39,11 @@ def timestamp(seconds: float) -> Timestamp:
     return stamp
 
 
+def seconds_since_epoch(stamp: Timestamp) -> float:
+    """A Timestamp in seconds since the epoch."""
+    return stamp.seconds + stamp.nanos / 1e9
+
+
 def _text(value: object) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"

@@ -38,7 +38,7 @@ LOOK = frozenset({"VIEW", "OPERATE", "AUTHOR", "APPROVE"})
 MAY = {  # written down a second time, in other words than the table's: a mistake there must be made twice
     **dict.fromkeys(("Decide", "BatchDecide"), frozenset({"DECIDE"})),
     "ReportOutcomes": {"REPORT"},
-    **dict.fromkeys(("WatchSnapshots", "LeaseExposure"), frozenset({"WATCH"})),
+    **dict.fromkeys(("WatchSnapshots", "LeaseExposure", "IntrospectTokens"), frozenset({"WATCH"})),
     **dict.fromkeys(("GetExperiment", "ListExperiments", "DescribeExperiment", "ListAuditRecords", "VerifyAuditRecords"), LOOK),
     **dict.fromkeys(("ListRevisions", "GetRevision", "GetStatistics", "ReadDecision", "ServerReflectionInfo"), LOOK),
     "ApplyExperiment": {"AUTHOR"},
@@ -108,6 +108,8 @@ class Guarded:
             message.namespace = namespace
         if path.endswith("/ReportOutcomes"):
             message.outcomes.add(decision_id=self.decision_id, reward=1.0)
+        elif path.endswith("/IntrospectTokens"):
+            message.digests.append(bytes(32))
         elif path.endswith("/LeaseExposure"):
             message.leases.add(uid=self.uid, kind=1, exposures=1)
         elif path.endswith("/ReadDecision"):
@@ -163,7 +165,9 @@ async def test_no_call_gets_past_the_table(guarded):
                 ("good", good, home),
                 ("everywhere", everywhere, may),
             ]
-            if not open_to_all and method.name != "ServerReflectionInfo":
+            if method.name == "IntrospectTokens":  # whoever has a digest has seen the token
+                expectations.append(("any namespace", foreign, may))
+            elif not open_to_all and method.name != "ServerReflectionInfo":
                 expectations.append(("wrong namespace", foreign, False))
             for kind, token, let_in in expectations:
                 if kind in ("good", "everywhere") and method.name in ("RollbackExperiment", "ConcludeExperiment") and let_in:

@@ -201,7 +201,7 @@ class Served:
         self.server.engine.commands.start("ranker", actor="ann")
         _, text = self.server.tokens.create("root", (Role.ADMIN,), ("*",), actor="x", decide_rate=1e9, report_rate=1e9)
         self.metadata = (("authorization", f"Bearer {text}"),)
-        self.access = Access(self.server.tokens, self.server.engine.registry, self.server.engine.clock)
+        self.access = Access(self.server.tokens, self.server.engine.registry.namespace_of, self.server.engine.clock)
         self.channel = grpc.insecure_channel(self.server.address)
 
     def wait(self, work):
