@@ -12,6 +12,8 @@ import pytest
 
 from allocator.core.experiment import Budget, Exposure
 from allocator.core.lifecycle import State
+from allocator.core.token import Role
+from allocator.engine.tokens import Tokens
 from allocator.errors import Refused, Unavailable
 from allocator.stores import sqlite_care
 from allocator.stores.sqlite import SqliteStore
@@ -131,6 +133,22 @@ def test_reconciling_brings_everything_back_frozen_and_a_person_resumes(lost):
     assert lost.table("a") == lost.table("b")
     assert lost.actions().count("store.reconcile") == 1
     assert lost.store.record("default/frozen").status.state is State.FROZEN
+
+
+def test_tokens_come_back_into_a_store_that_lost_them_and_a_lent_one_never_gets_there(tmp_path):
+    fleet = running(tmp_path)
+    engine = fleet.engines["a"]
+    tokens = Tokens(engine.store, engine.clock, engine.entropy)
+    engine.keeper.items = tokens.remembered
+    tokens.lend("worker", (Role.WATCH,))
+    token, _ = tokens.create("ann", (Role.VIEW,), ("default",), actor="root")
+    empty(fleet)
+    fleet.tick()
+    assert fleet.store.items("token") == {}
+    engine.keeper.reconcile("ann", "the disk died")
+    tokens.refresh()
+    assert tokens.all() == [token]
+    assert list(fleet.store.items("token")) == [token.id]
 
 
 def test_a_store_that_is_not_lost_is_not_reconciled(tmp_path):
