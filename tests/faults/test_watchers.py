@@ -22,7 +22,7 @@ from tests.faults.proxy import Proxy
 from tests.faults.servers import Caller
 from tests.processes import Server, served, until
 
-WATCHERS, STUCK, EXPERIMENTS = 200, 20, 40
+WATCHERS, STUCK, EXPERIMENTS = 200, 50, 40
 MORE_MEGABYTES = 100
 
 
