@@ -22,7 +22,7 @@ from allocator.errors import InvalidArgument, Violation
 from allocator.ports import Clock, Contribution, Counted, OutcomeRow, Store
 
 MAX_OUTCOMES = 1000
-RECALLED = 4096  # outcomes that say the same as an earlier one are checked and turned into cells once
+RECALLED = 4096  # outcomes in whole numbers that say the same as an earlier one are checked and turned into cells once
 FUTURE_SECONDS = 60.0  # how far ahead of ours a decider's clock may be
 
 
@@ -173,8 +173,8 @@ class Ingest:
         plain = weights is None and age <= contract.shortest_seconds  # what it adds rests on nothing but `same`
         if recalled is None or not plain:
             mask, cells = contract.contributions(decision, outcome, age, weights)
-            recalled = mask, tuple(Contribution(bit, cell) for bit, cell in cells)
-            if plain:
+            recalled = mask, tuple(map(Contribution._make, cells))
+            if plain and _whole(outcome):
                 if len(self._recalled) >= RECALLED:
                     self._recalled.clear()
                 self._recalled[same] = recalled
@@ -191,6 +191,11 @@ class Ingest:
     def _name(self, uid: str) -> str:
         record = self._registry.of_uid(uid)
         return record.name if record is not None else ""
+
+
+def _whole(outcome: Outcome) -> bool:
+    """Are all values whole numbers, as clicks and errors are? Others hardly come again, and keeping them costs as much as counting them."""
+    return not (outcome.reward or 0.0) % 1 and not any(value % 1 for value in (outcome.metrics or {}).values())
 
 
 def _not_finite(index: int, outcome: Outcome) -> list[Violation]:

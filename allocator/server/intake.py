@@ -27,6 +27,7 @@ from allocator.server.metrics import Metrics
 
 COMMITS = 4  # at a time; more only wait for the same disk
 APART_SECONDS = 0.005  # between the beginnings of two: after a pause a report does not wait
+FEW = 50  # outcomes; a report of more is worth a commit of its own at once
 LEAST_RETRY_SECONDS, MOST_RETRY_SECONDS = 0.05, 5.0
 METHOD = "ReportOutcomes"
 
@@ -85,7 +86,7 @@ class Intake:
         self._held += 1
         if self._timer is None and len(self._commits) < COMMITS:
             wait = self._begun + APART_SECONDS - self._monotonic()
-            if wait > 0:
+            if wait > 0 and len(outcomes) < FEW:
                 self._timer = asyncio.get_running_loop().call_later(wait, self._begin)
             else:
                 self._begin()
