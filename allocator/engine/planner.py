@@ -45,7 +45,7 @@ from allocator.ports import Clock, Pending, Save, Settle, Store
 ACTOR = "planner"
 SAFER = ("experiment.freeze", "arm.drain")  # actions of a plan that must not be forgotten
 LOOK_AGAIN_SECONDS = 30.0  # an experiment with open buckets is looked at this often even when nothing is reported
-LEAST_PAUSE_SECONDS = 0.04  # between two passes, so that a burst of outcomes is planned once; a freeze waits so long at most
+LEAST_PAUSE_SECONDS = 0.02  # between two passes, so that a burst of outcomes is planned once; longer, and freezes come later
 JUMP_SECONDS = 5.0  # by which the wall clock may run ahead of the monotonic one between two passes
 RETRY_SECONDS = 0.5  # after a pass that failed: a store that is gone is not asked at each wake-up
 PASS_EXPERIMENTS = 256  # planned in one pass, so that after a takeover of thousands a freeze does not wait for all of them
