@@ -85,7 +85,7 @@ class Intake:
         self._queue.append(waiting)
         self._held += 1
         if self._timer is None and len(self._commits) < COMMITS:
-            wait = self._begun + APART_SECONDS - self._monotonic()
+            wait = self._begun + APART_SECONDS - asyncio.get_running_loop().time()
             if wait > 0 and len(outcomes) < FEW:
                 self._timer = asyncio.get_running_loop().call_later(wait, self._begin)
             else:
@@ -130,7 +130,7 @@ class Intake:
         return group
 
     async def _commit(self, group: list[Waiting]) -> None:
-        started = self._begun = self._monotonic()
+        started, self._begun = self._monotonic(), asyncio.get_running_loop().time()
         outcomes = [outcome for waiting in group for outcome in waiting.outcomes]
         try:
             results, lost = await self._receive(outcomes, self._decider.take(), group[0].batches)

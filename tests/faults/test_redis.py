@@ -130,26 +130,26 @@ def test_a_stale_primary_loses_what_nobody_waited_for_and_nothing_that_was_waite
             Proxy(primary.address) as link,
             Node(tmp_path / f"replica{wait}", repl_diskless_sync_delay=0, replicaof=link.address.replace(":", " ")) as replica,
             History(tmp_path / f"history{wait}.jsonl") as history,
-            serving(f"{primary.url}?wait={wait}", tmp_path, str(wait)) as server,
         ):
+            until(lambda primary=primary: "'online'" in str(primary.ask("INFO", "replication")), "a replica online")
+            with serving(f"{primary.url}?wait={wait}", tmp_path, str(wait)) as server:
 
-            async def story(primary=primary, link=link, history=history, server=server) -> None:
-                loop, rng = asyncio.get_running_loop(), random.Random(10)
-                await asyncio.to_thread(until, lambda: "'online'" in str(primary.ask("INFO", "replication")), "a replica online")
-                async with Caller(server.address, history, "ann") as ann:
-                    await ann.begin()
-                    for _ in range(5):
-                        assert await ann.serve(rng, 50, may_fail=False)
-                    link.partition()
-                    end = loop.time() + 2.0
-                    while loop.time() < end:
-                        await ann.serve(rng, 50, may_fail=False)
+                async def story(link=link, history=history, server=server) -> None:
+                    loop, rng = asyncio.get_running_loop(), random.Random(10)
+                    async with Caller(server.address, history, "ann") as ann:
+                        await ann.begin()
+                        for _ in range(5):
+                            assert await ann.serve(rng, 50, may_fail=False)
+                        link.partition()
+                        end = loop.time() + 2.0
+                        while loop.time() < end:
+                            await ann.serve(rng, 50, may_fail=False)
 
-            asyncio.run(story())
-            primary.kill()
-            replica.ask("REPLICAOF", "NO", "ONE")
-            dump = checker.of_redis(replica.port)
-            server.kill()
+                asyncio.run(story())
+                primary.kill()
+                replica.ask("REPLICAOF", "NO", "ONE")
+                dump = checker.of_redis(replica.port)
+                server.kill()
             lines = [pair for pair in checker.calls(history.path) if pair[0]["op"] == "report"]
             acknowledged = {
                 checker.Id.of(outcome[0]).nonce
