@@ -5,8 +5,8 @@ In: messages. Out: messages. `OperatorServicer` is this and the commands; every 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import TypeVar
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Any
 
 from allocator.core.audit import AuditRecord, first_broken
 from allocator.core.snapshot import full_name
@@ -24,8 +24,6 @@ DEFAULT_PAGE, MAX_PAGE = 50, 1000
 MAX_CHECKPOINTS = 10_000
 ANONYMOUS = "anonymous"
 
-T = TypeVar("T")
-
 
 class Governance:
     """Needs `_store`, `_tokens`, `_in_thread` and (but for tokens and the log) `_engine` of the class that it is mixed into."""
@@ -33,9 +31,7 @@ class Governance:
     _store: Store
     _engine: Engine
     _tokens: Tokens
-
-    async def _in_thread(self, function: Callable[[], T]) -> T:
-        raise NotImplementedError
+    _in_thread: Callable[[Callable[[], Any]], Awaitable[Any]]
 
     async def reject_proposal(self, request: pb.RejectProposalRequest) -> pb.RejectProposalResponse:
         """RejectProposal."""
