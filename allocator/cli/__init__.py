@@ -11,6 +11,7 @@ from __future__ import annotations
 import inspect
 import os
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -40,7 +41,7 @@ from allocator.cli.connection import connected
 from allocator.cli.extras import needs_extra
 from allocator.cli.failures import INTERRUPTED, complain, hint, tell
 from allocator.cli.output import say
-from allocator.errors import AllocatorError
+from allocator.errors import AllocatorError, InvalidArgument, Violation
 
 OUTPUT = Path("demo-output")
 
@@ -48,10 +49,12 @@ OUTPUT = Path("demo-output")
 class _Commands(TyperGroup):
     """Runs a command and turns whatever it raises into a sentence and an exit code."""
 
-    def main(self, *arguments: Any, standalone_mode: bool = True, **extra: Any) -> Any:
+    def main(self, args: Sequence[str] | None = None, *more: Any, standalone_mode: bool = True, **extra: Any) -> Any:
         del standalone_mode
+        args = sys.argv[1:] if args is None else args
         try:
-            code = super().main(*arguments, standalone_mode=False, **extra)
+            _check_text({**{f"argument {at}": text for at, text in enumerate(args, 1)}, **os.environ})
+            code = super().main(args, *more, standalone_mode=False, **extra)
         except AllocatorError as error:
             code = tell(error)
         except (KeyboardInterrupt, typer.Abort):
@@ -130,6 +133,16 @@ def _root(
     ] = False,
 ) -> None:
     del show_version
+
+
+def _check_text(given: Mapping[str, str]) -> None:
+    """Raise InvalidArgument for what is no UTF-8: no message can carry it."""
+    found = []
+    for name, text in given.items():
+        if name.startswith(("argument ", "ALLOCATOR_")) and any("\ud800" <= char <= "\udfff" for char in text):
+            found.append(Violation(name, f"got {text.encode(errors='surrogateescape')!r}; UTF-8 is allowed"))
+    if found:
+        raise InvalidArgument(violations=found)
 
 
 def _usage(error: Any) -> int:

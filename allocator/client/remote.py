@@ -221,11 +221,11 @@ def _report_request(
 ) -> service_pb.ReportOutcomesRequest:
     request = service_pb.ReportOutcomesRequest()
     for index, (decision_id, reward, metrics) in enumerate(outcomes):
-        outcome = request.outcomes.add(decision_id=decision_id)
+        outcome = request.outcomes.add(decision_id=_text(f"outcomes[{index}].decision_id", decision_id))
         if reward is not None:
             outcome.reward = _number(f"outcomes[{index}].reward", reward)
         for name, value in (metrics or {}).items():
-            outcome.metrics[name] = _number(f"outcomes[{index}].metrics[{name}]", value)
+            outcome.metrics[_text(f"outcomes[{index}].metrics", name)] = _number(f"outcomes[{index}].metrics[{name}]", value)
     return request
 
 
@@ -234,8 +234,10 @@ def _reports(reply: service_pb.ReportOutcomesResponse) -> list[Report]:
 
 
 def _text(field: str, value: Any) -> str:
-    if not isinstance(value, str):
-        raise InvalidArgument.of_field(field, f"got {value!r}; text is allowed")
+    try:
+        value.encode()
+    except (AttributeError, UnicodeEncodeError) as exc:  # a lone surrogate is a `str` and no text
+        raise InvalidArgument.of_field(field, f"got {value!r}; text is allowed") from exc
     return value
 
 
@@ -244,8 +246,10 @@ def attribute_text(name: str, value: Any) -> str:
         return "true" if value else "false"
     if isinstance(value, float) and value.is_integer():
         return str(int(value))
-    if isinstance(value, str | int | float):
+    if isinstance(value, int | float):
         return str(value)
+    if isinstance(value, str):
+        return _text(f"attributes[{name}]", value)
     raise InvalidArgument.of_field(f"attributes[{name}]", f"got {value!r}; text, a number or a boolean is allowed")
 
 

@@ -22,7 +22,7 @@ from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import Message
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
-from ruamel.yaml.constructor import RoundTripConstructor
+from ruamel.yaml.constructor import ConstructorError, RoundTripConstructor
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from allocator.core.experiment import Experiment
@@ -37,11 +37,24 @@ MAX_NODES = 50_000
 MAX_DEPTH = 32
 UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 DURATIONS = "a duration like 30s, 15m, 1h or 7d"
+SURROGATE = re.compile("[\ud800-\udfff]")
 DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
 
 
 class _Constructor(RoundTripConstructor):
-    """Dates stay the text that was written: no field of a spec is a date."""
+    """Dates stay the text that was written: no field of a spec is a date. Text is what UTF-8 can say.
+
+    JSON writes a character beyond U+FFFF as two escapes, a surrogate pair, which the reader leaves as two: they become one here.
+    """
+
+    def construct_scalar(self, node: Any) -> Any:
+        value = super().construct_scalar(node)
+        if not (isinstance(value, str) and SURROGATE.search(value)):
+            return value
+        try:
+            return value.encode("utf-16-le", "surrogatepass").decode("utf-16-le")
+        except UnicodeDecodeError:
+            raise ConstructorError(None, None, "half of a surrogate pair is no character", node.start_mark) from None
 
 
 _Constructor.add_constructor("tag:yaml.org,2002:timestamp", lambda loader, node: loader.construct_scalar(node))

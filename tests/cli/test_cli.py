@@ -799,6 +799,7 @@ def test_a_full_disk_is_told_in_a_sentence() -> None:
         (("serve", "--log-format", "xml"), "'xml' is not one of 'pretty', 'json'"),
         (("serve", "--listen", "0.0.0.0:50051"), "--listen: got '0.0.0.0:50051', which other machines can reach"),
         (("serve", "--store", "redis"), "--store: got 'redis'"),
+        (("freeze", "x", "--reason", "a \udcff byte"), r"argument 4: got b'a \xff byte'; UTF-8 is allowed"),
     ],
 )
 def test_a_mistake_in_the_arguments_is_a_sentence_and_exit_code_2(arguments: tuple[str, ...], why: str) -> None:

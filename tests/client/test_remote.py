@@ -75,10 +75,38 @@ def test_the_client_raises_what_the_server_did(client):
     assert refused.value.violations[0].field == "outcomes[0].reward"
 
 
-@pytest.mark.parametrize("bad", [{"unit": 7}, {"unit": "u", "attributes": {"a": [1]}}, {"experiment": None, "unit": "u"}])
-def test_values_of_the_wrong_type_are_refused_by_name_before_any_call(client, bad):
-    with pytest.raises(InvalidArgument):
-        client.decide(**{"experiment": "ranker", **bad})
+@pytest.mark.parametrize(
+    ("bad", "field"),
+    [
+        ({"unit": 7}, "unit"),
+        ({"unit": b"u"}, "unit"),
+        ({"unit": "\ud800"}, "unit"),
+        ({"experiment": None}, "experiment"),
+        ({"attributes": {"a": [1]}}, "attributes[a]"),
+        ({"attributes": {"a": "\udfff"}}, "attributes[a]"),
+        ({"attributes": {"\udfff": "a"}}, "attributes"),
+    ],
+)
+def test_values_of_the_wrong_type_are_refused_by_name_before_any_call(client, bad, field):
+    with pytest.raises(InvalidArgument) as refused:
+        client.decide(**{"experiment": "ranker", "unit": "u", **bad})
+    assert [violation.field for violation in refused.value.violations] == [field]
+
+
+@pytest.mark.parametrize(
+    ("bad", "field"),
+    [
+        ({"decision_id": "\ud800"}, "outcomes[0].decision_id"),
+        ({"decision_id": 7}, "outcomes[0].decision_id"),
+        ({"reward": "much"}, "outcomes[0].reward"),
+        ({"metrics": {7: 1.0}}, "outcomes[0].metrics"),
+        ({"metrics": {"error": None}}, "outcomes[0].metrics[error]"),
+    ],
+)
+def test_reports_of_the_wrong_type_are_refused_by_name_before_any_call(client, bad, field):
+    with pytest.raises(InvalidArgument) as refused:
+        client.report(**{"decision_id": "d", **bad})
+    assert [violation.field for violation in refused.value.violations] == [field]
 
 
 def test_without_a_server_the_named_fallback_or_the_last_incumbent_serves():

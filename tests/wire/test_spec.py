@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -152,10 +154,20 @@ def test_a_fault_says_what_came_and_what_is_allowed(line, says):
         ("[]", "a mapping with apiVersion, kind, metadata and spec is needed"),
         ("apiVersion: v0\nkind: Experiment\nmetadata: {name: a}", "'allocator/v1' is allowed"),
         ("\x00", "not valid YAML"),
+        ('{"metadata": {"name": "\\ud800"}}', "s.yaml:1:23: not valid YAML: half of a surrogate pair is no character"),
+        ('{"metadata": {"labels": {"\\udc00": "a"}}}', "not valid YAML: half of a surrogate pair is no character"),
     ],
 )
 def test_text_that_is_no_spec_is_refused_with_its_place(text, says):
     assert any(says in fault for fault in refused(text))
+
+
+def test_a_character_that_json_writes_as_two_is_one():
+    document = to_document(load(GOOD, "s.yaml")[0].message)
+    document["spec"]["hypothesis"] = "v8 lifts 🙂"
+    written = json.dumps(document)
+    assert "\\ud83d" in written
+    assert load(written, "s.json")[0].message.spec.hypothesis == "v8 lifts 🙂"
 
 
 def test_a_file_may_hold_several_experiments_and_all_their_faults_are_told():
@@ -181,8 +193,6 @@ DOCUMENTS = st.recursive(
 @settings(max_examples=300, deadline=None)
 @given(DOCUMENTS)
 def test_no_document_breaks_the_reader(document):
-    import json
-
     try:
         load(json.dumps(document), "s.json")
     except AllocatorError as error:
