@@ -1,8 +1,9 @@
 """A report as one HTML file that needs nothing else: no script, no font, no request to anywhere.
 
 In: sections of plain text, tables and figures, and the same findings as a document. Out: HTML. Whoever writes a report writes no HTML: text
-may come from anybody (names, reasons, model addresses), so every piece of it is escaped by the template, and the page forbids scripts and
-foreign resources by its own policy. Figures travel inside as data, and so does the document, for programs that are handed the page.
+may come from anybody (names, reasons, model addresses), so every piece of it is escaped by the template, what cannot be printed becomes a
+space, and the page forbids scripts and foreign resources by its own policy. Figures travel inside as data, and so does the document, for
+programs that are handed the page: there it is whole, in escapes.
 """
 
 from __future__ import annotations
@@ -79,7 +80,14 @@ def plain(value: Any) -> Any:
     return value
 
 
-_TEMPLATE = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True).from_string(
+def _printable(value: Any) -> Any:
+    """Text without what turns the direction of a line or is invisible: escaping it as HTML would let the browser make it again."""
+    if isinstance(value, str) and not value.isprintable():
+        return "".join(character if character.isprintable() else " " for character in value)
+    return value
+
+
+_TEMPLATE = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=_printable).from_string(
     """<!doctype html>
 <html lang="en">
 <head>

@@ -9,7 +9,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import sys
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -18,8 +17,8 @@ import typer
 
 from allocator.cli import tables
 from allocator.cli.connection import DEFAULT_SERVER, Operator, OutputView, Server, StoreAddress, Timeout, complete_name, connected, reached
-from allocator.cli.failures import complain
-from allocator.cli.output import View, draw, say, say_documents
+from allocator.cli.failures import clean, complain
+from allocator.cli.output import View, draw, say, say_documents, write
 from allocator.errors import AllocatorError, InvalidArgument
 
 if TYPE_CHECKING:
@@ -123,12 +122,12 @@ def export(
     writer = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_ALL)
     writer.writerow(FIELDS)
     writer.writerows([guarded(str(value)) for value in _row(record).values()] for record in found)
-    sys.stdout.write(text.getvalue())
+    write(text.getvalue())
 
 
 def guarded(text: str) -> str:
     """The text as a cell that no spreadsheet takes for a formula, and on one line."""
-    text = "".join(character if character.isprintable() else " " for character in text)
+    text = clean(text)
     return f"'{text}" if text.lstrip().startswith(FORMULA) else text
 
 

@@ -1,12 +1,11 @@
 """`allocator bench`: how many decisions a second, how fast, on the operator's own machine.
 
-In: a running server, or `--self` for one of its own. Out: a table or JSON on stdout, a figure where one is asked for, progress on a
+In: a running server, or `--self` for one of its own. Out: a table or a document on stdout, a figure where one is asked for, progress on a
 terminal's stderr. What is slow to import, or comes with the extra `sim`, is imported when it is needed.
 """
 
 from __future__ import annotations
 
-import json
 import sys
 from contextlib import nullcontext
 from pathlib import Path
@@ -16,7 +15,7 @@ import typer
 
 from allocator.cli.connection import DEFAULT_SERVER, OutputView, Server, access
 from allocator.cli.failures import complain
-from allocator.cli.output import Column, Grid, View, draw, say
+from allocator.cli.output import Column, Grid, View, draw, say, say_values
 from allocator.errors import AllocatorError, InvalidArgument
 
 if TYPE_CHECKING:
@@ -60,12 +59,8 @@ def bench(
         measured = _run(address, load, None if own else access())
     if output is View.TABLE:
         _show(measured)
-    elif output is View.JSON:
-        say(json.dumps(measured.document(), indent=2))
     else:
-        from allocator.wire.spec import dump
-
-        say(dump([measured.document()]))
+        say_values(output, [measured.document()], one=True)
     late = measured.lateness.get_value_at_percentile(99.0) / 1000
     if late > LATE_MILLISECONDS:
         complain(f"warning: 1 % of the calls were sent more than {late:.1f} ms late: this measures the generator too; lower --rate")

@@ -1,22 +1,20 @@
-"""`allocator certify`: what a spec promises before its launch, as text, JSON or one HTML page.
+"""`allocator certify`: what a spec promises before its launch, as text, a document or one HTML page.
 
 In: a spec file, the incumbent's reward and the traffic. Out: answers with intervals. No server is needed, and nothing is launched.
 """
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from dataclasses import asdict
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from allocator.cli.extras import needs_extra
-from allocator.cli.output import Column, Grid, draw, say
+from allocator.cli.output import Column, Form, Grid, draw, say_values, write
 from allocator.cli.simulate import Backend, Workers, duration, finite, mean_of, share_of, times_of
 from allocator.errors import InvalidArgument
 
@@ -26,14 +24,6 @@ if TYPE_CHECKING:
 RATE = re.compile(r"(\d+(?:\.\d+)?)(?:/(s|m|h|d))?")
 PER = {None: 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 Table = tuple[list[str], list[list[str]]]
-
-
-class Kind(StrEnum):
-    """How a certificate is written."""
-
-    TABLE = "table"
-    JSON = "json"
-    HTML = "html"
 
 
 def certify(
@@ -61,7 +51,7 @@ def certify(
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of everything that is random.")] = 0,
     workers: Workers = 1,
     backend: Annotated[Backend, typer.Option("--backend", help="What carries them.")] = Backend.LOKY,
-    output: Annotated[Kind, typer.Option("--output", "-o", help="How to write it.")] = Kind.TABLE,
+    output: Annotated[Form, typer.Option("--output", "-o", help="How to write it.")] = Form.TABLE,
 ) -> None:
     """Before a launch: false stops, time to detect harm, time to each stage, and whether safety can be proven in time."""
     from allocator.wire.spec import load_file
@@ -87,12 +77,12 @@ def certify(
             backend=backend.value,
             titles=True,
         )
-        if output is Kind.JSON:
-            say(json.dumps(document(certificate), indent=2))
-        elif output is Kind.HTML:
-            say(page(certificate))
-        else:
+        if output is Form.TABLE:
             _print(certificate)
+        elif output is Form.HTML:
+            write(page(certificate))
+        else:
+            say_values(output, [document(certificate)], one=True)
 
 
 def per_second(text: str) -> float:

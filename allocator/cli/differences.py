@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from allocator.cli.connection import Operator
-from allocator.cli.failures import clean
 from allocator.cli.output import say
 from allocator.cli.tables import full_name
 from allocator.errors import NotFound
@@ -21,16 +20,13 @@ if TYPE_CHECKING:
     from allocator.v1 import allocator_pb2 as pb
 
 COLOURS = {"+": "\x1b[32m", "-": "\x1b[31m", "@": "\x1b[36m"}
-RESET = "\x1b[0m"
 
 
 def show_difference(old: Sequence[str], new: Sequence[str], before: str, after: str) -> bool:
     """Print a unified difference of lines, coloured on a terminal. Is there one?"""
     lines = list(difflib.unified_diff(old, new, before, after, lineterm=""))
     for line in lines:
-        line = clean(line)
-        colour = COLOURS.get(line[:1], "") if sys.stdout.isatty() else ""
-        say(f"{colour}{line}{RESET if colour else ''}")
+        say(line, COLOURS.get(line[:1], "") if sys.stdout.isatty() else "")
     return bool(lines)
 
 

@@ -19,8 +19,8 @@ from typing import Annotated, Any
 
 import typer
 
-from allocator.cli.connection import DEFAULT_SERVER, Operator, Server, Timeout
-from allocator.cli.output import Column, Grid, draw, say
+from allocator.cli.connection import DEFAULT_SERVER, Operator, OutputView, Server, Timeout
+from allocator.cli.output import Column, Grid, View, draw, say_values
 from allocator.errors import AllocatorError
 
 FILES = 4096  # that may be open at once: every connection is one
@@ -47,11 +47,6 @@ class Finding:
     hint: str = ""
 
 
-class DoctorOutput(StrEnum):
-    TABLE = "table"
-    JSON = "json"
-
-
 def doctor(
     store: Annotated[
         str,
@@ -59,16 +54,14 @@ def doctor(
             "--store", metavar="sqlite:PATH", envvar="ALLOCATOR_STORE", help="A store file to look at as well.", show_default=False
         ),
     ] = "",
-    output: Annotated[DoctorOutput, typer.Option("--output", "-o", help="How to print it.")] = DoctorOutput.TABLE,
+    output: OutputView = View.TABLE,
     server: Server = DEFAULT_SERVER,
     timeout: Timeout = 10.0,
 ) -> None:
     """Look for what is wrong with this machine, the store file and the server, and say what to do."""
     found = [*machine(), *(store_file(store) if store else ()), *_server(server, timeout)]
-    if output is DoctorOutput.JSON:
-        import json
-
-        say(json.dumps([asdict(finding) for finding in found], indent=2))
+    if output is not View.TABLE:
+        say_values(output, [asdict(finding) for finding in found], one=False)
     else:
         from rich.text import Text
 

@@ -105,4 +105,4 @@ def complain(text: str) -> None:
 
 def clean(text: str) -> str:
     """The text on one line, without what could steer a terminal: it may come from anybody."""
-    return "".join(character if character.isprintable() else " " for character in text)
+    return text if text.isprintable() else "".join(character if character.isprintable() else " " for character in text)

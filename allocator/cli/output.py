@@ -1,8 +1,12 @@
-"""Data on its way to stdout: text, documents, tables.
+"""Data on its way to stdout: lines, documents, tables.
 
-In: text, messages, grids, what rich can draw. Out: stdout; nothing else writes there. On a terminal, tables have
+In: text, messages, values, grids, what rich can draw. Out: stdout; nothing else writes there. On a terminal, tables have
 colours and pictures, and one that is too wide becomes several. In a pipe they are plain columns, as wide as what they
 hold. No name is ever cut. Letting rich fold cells was dropped: at 80 columns a table of ten numbers cannot be read.
+
+What people wrote may hold anything, so here is the one place that decides what becomes of characters that cannot be printed (controls,
+line separators, marks that turn the direction of text): in lines and tables a space, in documents an escape, so that a program reads
+what was written.
 """
 
 from __future__ import annotations
@@ -13,7 +17,7 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from allocator.cli.failures import clean
 
@@ -25,6 +29,7 @@ if TYPE_CHECKING:
 ENDLESS = 100_000  # characters in a line that nobody looks at on a screen
 TEXT_WIDTH = 24  # of free text, before a table is taken apart for it
 GAP = 2
+RESET = "\x1b[0m"
 
 
 class Format(StrEnum):
@@ -50,22 +55,57 @@ class View(StrEnum):
     YAML = "yaml"
 
 
-def say(text: str) -> None:
-    """Text on stdout, at once: the next line may be long in coming."""
+class Form(StrEnum):
+    """A view, or a page to hand on."""
+
+    TABLE = "table"
+    JSON = "json"
+    YAML = "yaml"
+    HTML = "html"
+
+
+def say(line: str, colour: str = "") -> None:
+    """A line on stdout, at once: the next one may be long in coming. colour: what a terminal needs to be told before it."""
+    write(f"{colour}{clean(line)}{RESET}" if colour else clean(line))
+
+
+def write(text: str) -> None:
+    """Text on stdout as it is, and at its end a line's end: whoever made it has dealt with what others wrote."""
     sys.stdout.write(text if text.endswith("\n") else text + "\n")
     sys.stdout.flush()
 
 
-def say_documents(output: Format | View, messages: Sequence[Message], *, one: bool, zeros: bool = False) -> None:
+def say_documents(output: Format | View | Form, messages: Sequence[Message], *, one: bool, zeros: bool = False) -> None:
     """Messages in the words of spec files. one: as JSON, without a list around it. zeros: say them too."""
-    from allocator.wire.spec import dump, to_document
+    from allocator.wire.spec import to_document
 
-    documents = [to_document(message, zeros=zeros) for message in messages]
-    if output == View.YAML:
-        say(dump(documents) if documents else "")
-    else:
-        readable = (sys.stdout.encoding or "").lower().startswith("utf")
-        say(json.dumps(documents[0] if one else documents, indent=2, ensure_ascii=not readable))
+    say_values(output, [to_document(message, zeros=zeros) for message in messages], one=one)
+
+
+def say_values(output: Format | View | Form, values: Sequence[Any], *, one: bool) -> None:
+    """Values that JSON knows, as documents. one: as JSON, without a list around it."""
+    readable = (sys.stdout.encoding or "").lower().startswith("utf")
+    write((yaml_of if output == View.YAML else json_of)(values[0] if one else values, readable=readable))
+
+
+def json_of(value: Any, *, readable: bool = True) -> str:
+    """The value as JSON. readable: letters of all languages as they are; what cannot be printed is escaped in any case."""
+    text = json.dumps(value, indent=2, ensure_ascii=not readable)
+    return "\n".join(line if line.isprintable() else "".join(map(_escaped, line)) for line in text.split("\n"))
+
+
+def yaml_of(value: Any, *, readable: bool = True) -> str:
+    """The value as YAML, a document for each of a list; what numpy or a tuple says becomes what JSON would make of it."""
+    from allocator.wire.spec import dump
+
+    plain = json.loads(json.dumps(value))
+    documents = plain if isinstance(plain, list) else [plain]
+    return dump(documents, readable=readable) if documents else ""
+
+
+def _escaped(character: str) -> str:
+    """As JSON has it between quotes, where alone it can be."""
+    return character if character.isprintable() else json.dumps(character)[1:-1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,13 +138,13 @@ def draw(parts: Iterable[RenderableType | Grid]) -> None:
     for fitted in renderables(parts, console):
         console.print(fitted)
     if not console.is_terminal:
-        say("\n".join(line.rstrip() for line in text.getvalue().splitlines()))
+        write("\n".join(line.rstrip() for line in text.getvalue().removesuffix("\n").split("\n")))
 
 
 def renderables(parts: Iterable[RenderableType | Grid], console: Console) -> Iterator[RenderableType]:
-    """The parts as the console can draw them: each grid as tables that fit it."""
+    """The parts as the console can draw them: each grid as tables that fit it, each text on one line."""
     for part in parts:
-        yield from _fitted(part, console) if isinstance(part, Grid) else (part,)
+        yield from _fitted(part, console) if isinstance(part, Grid) else (clean(part) if isinstance(part, str) else part,)
 
 
 def _fitted(grid: Grid, console: Console) -> Iterator[RenderableType]:
@@ -142,7 +182,7 @@ def _table(grid: Grid, wanted: Sequence[int], *, fold: bool) -> Table:
     for index in wanted:
         column = grid.columns[index]
         table.add_column(
-            column.header.upper(),
+            clean(column.header).upper(),
             justify="right" if column.right else "left",
             no_wrap=not (column.text or fold),
             overflow="fold",

@@ -11,8 +11,8 @@ from typing import Annotated, Any
 
 import typer
 
-from allocator.cli.connection import Operator, Timeout
-from allocator.cli.output import View, say
+from allocator.cli.connection import Operator, OutputView, Timeout
+from allocator.cli.output import View, say, say_values
 from allocator.errors import AllocatorError, InvalidArgument, NotFound
 
 Log = Annotated[
@@ -31,7 +31,7 @@ def replay(
     server: Annotated[
         str, typer.Option("--server", metavar="HOST:PORT", help="Ask it whether the id is genuine.", show_default="nobody")
     ] = "",
-    output: Annotated[View, typer.Option("--output", "-o", help="How to print it.")] = View.TABLE,
+    output: OutputView = View.TABLE,
     timeout: Timeout = 10.0,
 ) -> None:
     """Decide once more, from the log, and say why step by step."""
@@ -72,13 +72,14 @@ def replay(
     found = again(entry, decision, request)
     steps += found.steps
     if output is View.TABLE:
-        say("\n".join(steps))
+        for step in steps:
+            say(step)
     else:
-        _say_document(output, {
+        say_values(output, [{
             "decisionId": decision_id, "experiment": entry.experiment, "snapshotVersion": entry.version, "arm": found.arm,
             "propensity": found.slots / 65_536, "reason": found.reason.name, "agrees": found.agrees, "genuine": told is not None,
             "steps": steps,
-        })  # fmt: skip
+        }], one=True)  # fmt: skip
     if not found.agrees:
         raise AllocatorError("the decision cannot be explained by the snapshot that it names", reason="REPLAY_DIFFERS")
 
@@ -100,14 +101,6 @@ def _pairs(given: list[str]) -> dict[str, str]:
     if not all(name and equals for name, equals, _ in pairs):
         raise InvalidArgument.of_field("--attribute", f"got {', '.join(given)}; name=value is allowed")
     return {name: value for name, _, value in pairs}
-
-
-def _say_document(output: View, document: dict[str, Any]) -> None:
-    import json
-
-    from allocator.wire.spec import dump
-
-    say(dump([document]) if output is View.YAML else json.dumps(document, indent=2))
 
 
 def _time(seconds: float) -> str:

@@ -6,10 +6,8 @@ audit; what holds under drift, off-policy values and calibration come from the l
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,13 +15,14 @@ import typer
 
 from allocator.cli.connection import DEFAULT_SERVER, Name, Operator, Server, Timeout
 from allocator.cli.failures import complain
-from allocator.cli.output import Column, Grid, draw, say
+from allocator.cli.output import Column, Form, Grid, draw, json_of, say_values, write, yaml_of
 from allocator.cli.tables import full_name
 from allocator.errors import AllocatorError, InvalidArgument
 
 if TYPE_CHECKING:
     from allocator.analysis.report import Report, Source
 
+SUFFIXES = {".html": Form.HTML, ".htm": Form.HTML, ".json": Form.JSON, ".yaml": Form.YAML, ".yml": Form.YAML}
 NOTE = "experiment.note"  # its text is what changed; other records say why
 MaybeLog = Annotated[
     Path | None,
@@ -31,19 +30,12 @@ MaybeLog = Annotated[
 ]
 
 
-class Form(StrEnum):
-    """How a report is written."""
-
-    TABLE = "table"
-    JSON = "json"
-    HTML = "html"
-
-
 def report(
     name: Name,
     log: MaybeLog = None,
     out: Annotated[
-        Path | None, typer.Option("--out", metavar="FILE", help="Write it there; .html and .json say what to write.", show_default="stdout")
+        Path | None,
+        typer.Option("--out", metavar="FILE", help="Write it there; .html, .json and .yaml say what to write.", show_default="stdout"),
     ] = None,
     output: Annotated[Form | None, typer.Option("--output", "-o", help="How to write it.", show_default="by --out, else table")] = None,
     alpha: Annotated[float, typer.Option("--alpha", metavar="P", help="Each interval holds with probability 1 - P.")] = 0.05,
@@ -54,9 +46,10 @@ def report(
     timeout: Timeout = 30.0,
 ) -> None:
     """Say what was learned, with intervals that hold however often one looks."""
-    form = output or {".html": Form.HTML, ".htm": Form.HTML, ".json": Form.JSON}.get(out.suffix.lower() if out else "", Form.TABLE)
+    form = output or SUFFIXES.get(out.suffix.lower() if out else "", Form.TABLE)
     if form is Form.TABLE and out is not None:
-        raise InvalidArgument.of_field("--out", f"got {out}; a file that ends in .html or .json, or -o html or -o json, is allowed")
+        allowed = "a file that ends in .html, .json or .yaml, or -o html, json or yaml, is allowed"
+        raise InvalidArgument.of_field("--out", f"got {out}; {allowed}")
     with _packages():
         from allocator.analysis import decision_log
         from allocator.analysis.report import report as make
@@ -64,14 +57,17 @@ def report(
         source = ask(server, timeout, name)
         logged = decision_log.read(log, source.experiment) if log is not None else None
         found = make(source, logged, alpha, prediction)
-        text = _page(found) if form is Form.HTML else json.dumps(found.document, indent=2) + "\n" if form is Form.JSON else ""
-    if form is Form.TABLE:
-        _draw(found)
-    elif out is None:
-        say(text)
-    else:
-        out.write_text(text, encoding="utf-8")
+        page = _page(found) if form is Form.HTML else ""
+    if out is not None:
+        text = page or (yaml_of if form is Form.YAML else json_of)(found.document)
+        out.write_text(text.rstrip("\n") + "\n", encoding="utf-8")
         complain(f"wrote {out}")
+    elif form is Form.TABLE:
+        _draw(found)
+    elif form is Form.HTML:
+        write(page)
+    else:
+        say_values(form, [found.document], one=True)
 
 
 def export(

@@ -5,7 +5,6 @@ In: a scenario file. Out: a table or a document on stdout; with --out, Parquet t
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import asdict, replace
 from enum import StrEnum
@@ -14,20 +13,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from allocator.cli.connection import OutputView
 from allocator.cli.extras import needs_extra
 from allocator.cli.failures import complain
-from allocator.cli.output import Column, Grid, draw, say
+from allocator.cli.output import Column, Grid, View, draw, say_values
 
 if TYPE_CHECKING:
     from allocator.simulation.study import PolicySummary, Study
     from allocator.simulation.summary import Proportion, Summary
-
-
-class Findings(StrEnum):
-    """How a rehearsal says what it found."""
-
-    TABLE = "table"
-    JSON = "json"
 
 
 class Backend(StrEnum):
@@ -50,7 +43,7 @@ def simulate(
     out: Annotated[
         Path | None, typer.Option("--out", metavar="DIR", help="Leave Parquet tables and figures there.", show_default=False)
     ] = None,
-    output: Annotated[Findings, typer.Option("--output", "-o", help="How to print.")] = Findings.TABLE,
+    output: OutputView = View.TABLE,
 ) -> None:
     """Rehearse an experiment before users see it: same core, same planner, same guardrails; only the clock and the world differ."""
     with needs_extra("simulate"):
@@ -63,10 +56,10 @@ def simulate(
         found = study(loaded, workers=workers, backend=backend.value, title=loaded.name)
         written = [*save(found, out), *figures.save(found, out)] if out is not None else []
         said = summary(found)
-    if output is Findings.JSON:
-        say(json.dumps(document(found, said), indent=2))
-    else:
+    if output is View.TABLE:
         draw(_tables(found, said))
+    else:
+        say_values(output, [document(found, said)], one=True)
     for path in written:
         complain(f"written: {path}")
 

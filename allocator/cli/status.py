@@ -17,7 +17,7 @@ import typer
 
 from allocator.cli import tables
 from allocator.cli.connection import DEFAULT_SERVER, Name, Operator, OutputView, Server, Timeout
-from allocator.cli.failures import complain
+from allocator.cli.failures import clean, complain
 from allocator.cli.output import View, draw, renderables, say, say_documents
 from allocator.errors import DeadlineExceeded, Overloaded, Unavailable
 
@@ -124,7 +124,7 @@ def _watch(look: _Look, interval: float) -> None:
             except (Unavailable, DeadlineExceeded, Overloaded) as error:
                 if not last:
                     raise
-                trouble = error.message
+                trouble = clean(error.message)
             foot = (
                 Text(trouble, style="red") if trouble else Text(f"every {interval:g} s; Ctrl-C ends this, not the experiment", style="dim")
             )

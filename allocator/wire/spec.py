@@ -24,6 +24,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from ruamel.yaml.constructor import ConstructorError, RoundTripConstructor
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.representer import SafeRepresenter
 
 from allocator.core.experiment import Experiment
 from allocator.core.experiment_rules import violations
@@ -58,6 +59,22 @@ class _Constructor(RoundTripConstructor):
 
 
 _Constructor.add_constructor("tag:yaml.org,2002:timestamp", lambda loader, node: loader.construct_scalar(node))
+
+
+class _Representer(SafeRepresenter):
+    """Text with a character that is not plain stands in double quotes, where it can be escaped: the emitter escapes a few of them only."""
+
+    plain = staticmethod(str.isprintable)
+
+    def represent_str(self, data: str) -> Any:
+        return self.represent_scalar("tag:yaml.org,2002:str", data, style=None if self.plain(data) else '"')
+
+
+class _AsciiRepresenter(_Representer):
+    plain = staticmethod(lambda text: text.isascii() and text.isprintable())
+
+
+_Representer.add_representer(str, _Representer.represent_str)
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,15 +159,18 @@ def to_document(message: Message, *, zeros: bool = False) -> dict[str, Any]:
     return document
 
 
-def dump(documents: Sequence[dict[str, Any]]) -> str:
-    """The documents as YAML text."""
+def dump(documents: Sequence[dict[str, Any]], *, readable: bool = True) -> str:
+    """The documents as YAML text. What cannot be printed is escaped; readable: no other letter is."""
     yaml = YAML(typ="safe", pure=True)
+    yaml.Representer = _Representer if readable else _AsciiRepresenter
     yaml.default_flow_style = False
     yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
     yaml.width = 120
     out = io.StringIO()
     yaml.dump_all(documents, out)
-    return out.getvalue()
+    plain = yaml.Representer.plain
+    lines = out.getvalue().split("\n")
+    return "\n".join(line if plain(line) else "".join(each if plain(each) else _escaped(each) for each in line) for line in lines)
 
 
 def trees(text: str | bytes, source: str) -> Iterator[Any]:
@@ -305,6 +325,11 @@ _SCALARS: dict[int, tuple[Callable[[Any], bool], str]] = {
     FieldDescriptor.CPPTYPE_INT64: (lambda v: isinstance(v, int) and not isinstance(v, bool), WHOLE),
     FieldDescriptor.CPPTYPE_UINT32: (lambda v: isinstance(v, int) and not isinstance(v, bool) and 0 <= v < 2**32, WHOLE),
 }
+
+
+def _escaped(character: str) -> str:
+    """As double quotes of YAML have it."""
+    return f"\\u{ord(character):04X}" if ord(character) <= 0xFFFF else f"\\U{ord(character):08X}"
 
 
 def _plain(field: FieldDescriptor, value: Any, zeros: bool) -> Any:

@@ -588,7 +588,7 @@ def test_a_table_that_is_too_wide_is_taken_apart_and_no_cell_broken(
         assert cell in text
 
 
-@pytest.mark.parametrize("kind", ["table", "json"])
+@pytest.mark.parametrize("kind", ["table", "json", "yaml"])
 def test_a_terminal_without_unicode_gets_no_pictures(server: Any, run: Run, write: Write, kind: str) -> None:
     path, name = write(replace=("search-ml", "équipe"))
     run("apply", "-f", path)
@@ -601,8 +601,9 @@ def test_a_terminal_without_unicode_gets_no_pictures(server: Any, run: Run, writ
     )
     text = done.stdout.decode("ascii")
     assert done.stderr == b""
-    if kind == "json":
-        assert json.loads(text)["experiment"]["spec"]["owner"] == "équipe"
+    if kind != "table":
+        found = json.loads(text) if kind == "json" else yaml_documents(text)[0]
+        assert found["experiment"]["spec"]["owner"] == "équipe"
     else:
         assert "\\xe9quipe" in text
         assert "0: shadow] \\u2192 1: 10%" in text

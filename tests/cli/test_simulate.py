@@ -7,6 +7,7 @@ from importlib import resources
 from pathlib import Path
 
 import pytest
+from ruamel.yaml import YAML
 
 from allocator.cli.scenarios import load_scenario
 from allocator.errors import InvalidArgument
@@ -71,6 +72,8 @@ def test_a_rehearsal_is_told_as_json_and_kept_in_files(scenario, tmp_path):
     assert [policy["policy"] for policy in found["policies"]] == ["SPEC", "ucb1"]
     assert found["policies"][0]["regret"]["runs"] == 2
     assert {"replications.parquet", "series.parquet", "regret.png"} <= {path.name for path in out.iterdir()}
+    same = said("simulate", str(scenario(GOOD)), "--replications", "2", "--seed", "5", "-o", "yaml")
+    assert YAML(typ="safe", pure=True).load(same.out) == found
 
 
 def test_workers_change_nothing_that_is_said(scenario):
@@ -136,6 +139,7 @@ def test_a_certificate_is_told_as_json(scenario, tmp_path):
     assert [harm["points"] for harm in found["harms"]] == [0.01, 0.02, 0.05, 0.2]
     assert found["rates"] == {"click": 0.2, "error": 0.02}
     assert found["false_stop"]["runs"] == 1
+    assert YAML(typ="safe", pure=True).load(said("certify", str(tmp_path / "small.yaml"), *CERTIFY, "-o", "yaml").out) == found
 
 
 def test_a_certificate_is_one_page_that_needs_nothing_else(scenario, tmp_path):

@@ -12,11 +12,14 @@ import re
 import subprocess
 import sys
 import urllib.request
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
+from ruamel.yaml import YAML
 
 from allocator.cli.audit import guarded
 from allocator.client.channel import Access, channel
@@ -158,15 +161,46 @@ def test_every_log_line_is_one_event_of_ours(attacked):
 
 COMMANDS = [
     *(("get",), ("audit", "list"), ("token", "list")),
-    *((verb, f"x{number}") for number in range(len(TRIES)) for verb in ("describe", "revisions", "status")),
+    *((verb, f"x{number}") for number in range(len(TRIES)) for verb in ("describe", "revisions", "status", "report")),
 ]
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
 def test_no_table_holds_what_could_steer_a_terminal(attacked, command):
     told = attacked.run(*command)
+    assert told.code == 0, told
     assert_plain(told.out + told.err)
     assert not any(line.startswith((FORGED, "2026-01-01 [info]")) for line in told.out.splitlines())
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_a_document_says_all_that_was_written_and_holds_no_character_that_acts(attacked, command):
+    told = {kind: attacked.run(*command, "-o", kind) for kind in ("json", "yaml")}
+    for kind, each in told.items():
+        assert each.code == 0, each
+        assert_plain(each.out)
+        # a line of a document begins with its own words: text that goes on stands further in, inside of its quotes
+        assert not any(line.startswith((FORGED, "2026-01-01 [info]")) for line in each.out.splitlines()), kind
+    found = json.loads(told["json"].out)
+    documents = list(YAML(typ="safe", pure=True).load_all(told["yaml"].out))
+    if command[0] not in ("report", "describe", "status"):  # these tell how old something is
+        assert documents == (found if isinstance(found, list) else [found])
+    number = command[-1].removeprefix("x")
+    if command[0] != "token" and number.isdigit():
+        text = list(TRIES.values())[int(number)]
+        for document in (found, documents):
+            assert text.strip() in map(str.strip, texts(document)), "nothing is lost on the way"
+
+
+def texts(value: Any) -> Iterator[str]:
+    """Every text in a document."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        yield from texts([*value, *value.values()])
+    elif isinstance(value, list):
+        for each in value:
+            yield from texts(each)
 
 
 def test_a_difference_is_plain_too(attacked):
@@ -206,8 +240,12 @@ def test_a_page_shows_it_as_text(attacked, tmp_path):
         page = tmp_path / f"x{number}.html"
         told = attacked.run("report", f"x{number}", "--out", str(page))
         assert told.code == 0, told
-        assert "<script>alert" not in page.read_text()
-        assert "<img src=x" not in page.read_text()
+        text = page.read_text()
+        assert "<script>alert" not in text
+        assert "<img src=x" not in text
+        assert_plain(text)
+        document = json.loads(re.search(r'<script type="application/json" id="report">(.*?)</script>', text)[1])
+        assert document["facts"]["owner"] == list(TRIES.values())[number], "for programs, nothing is lost"
 
 
 def test_units_and_tokens_are_in_no_log_label_or_record(tmp_path):
