@@ -83,13 +83,18 @@ def tell(error: AllocatorError) -> int:
     complain(f"error: {sentence}")
     for line in lines:
         complain(line)
-    hint(HINTS_BY_REASON.get(error.reason) or next((HINTS[kind] for kind in type(error).__mro__ if kind in HINTS), ""))
+    hint(hint_of(error))
     return exit_code(error)
 
 
 def exit_code(error: AllocatorError) -> int:
     """The exit code of an error; 1 for what the table does not name."""
     return next((EXIT_CODES[kind] for kind in type(error).__mro__ if kind in EXIT_CODES), 1)
+
+
+def hint_of(error: AllocatorError) -> str:
+    """What to do next about an error; "" where nothing is known."""
+    return HINTS_BY_REASON.get(error.reason) or next((HINTS[kind] for kind in type(error).__mro__ if kind in HINTS), "")
 
 
 def hint(text: str) -> None:

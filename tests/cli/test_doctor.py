@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import pytest
 
 from allocator.cli import doctor
 from tests.cli.conftest import Said, said
+from tests.processes import served
 
 Run = Callable[..., Said]
 
@@ -35,6 +36,44 @@ def test_a_server_that_is_away_fails_and_says_what_to_do() -> None:
     assert shown.code == 1
     assert "allocator serve" in shown.out
     assert "not well: server" in shown.err
+
+
+@pytest.fixture
+def guarded(tmp_path: Path) -> Iterator[Callable[..., Said]]:
+    """Runs the command line with a token of these roles and namespaces, against a server that asks for tokens."""
+    store = f"sqlite:{tmp_path / 'a.db'}"
+    texts = {}
+    for asked in ("view default", "view *", "decide default", "view default other"):
+        role, *namespaces = asked.split()
+        more = [word for namespace in namespaces for word in ("-n", namespace)]
+        texts[asked] = said("token", "create", "who", "--role", role, *more, "--store", store).out.strip()
+    with served(store, "--access", "tokens", "--drain", "0") as server:
+        yield lambda asked, *arguments: said(*arguments, server=server.address, ALLOCATOR_TOKEN=texts.get(asked, asked))
+        server.stop()
+
+
+def test_what_a_token_may_not_is_a_warning_that_names_what_is_needed(guarded: Callable[..., Said]) -> None:
+    shown = guarded("view default", "doctor", "-o", "json")
+    found = _findings(shown)
+    assert (shown.code, shown.err) == (0, "")
+    assert found["server"]["state"] == "ok"
+    assert found["audit"]["state"] == "warn"
+    assert "view in every namespace" in found["audit"]["hint"]
+    assert "experiments" in found, "it goes on"
+    assert _findings(guarded("view *", "doctor", "-o", "json"))["audit"]["state"] == "ok"
+    for asked in ("decide default", "view default other"):
+        shown = guarded(asked, "doctor", "-o", "json")
+        assert shown.code == 0
+        assert _findings(shown)["server"]["state"] == "warn"
+        assert "answers" in _findings(shown)["server"]["found"]
+        assert "a token that may" in _findings(shown)["server"]["hint"]
+
+
+def test_a_failure_comes_with_the_hint_of_its_own_error(guarded: Callable[..., Said]) -> None:
+    shown = guarded("alc_no_token", "doctor", "-o", "json")
+    assert shown.code == 1
+    assert "--token-file" in _findings(shown)["server"]["hint"]
+    assert "allocator serve" in _findings(said("doctor", "-o", "json"))["server"]["hint"]
 
 
 def test_a_frozen_experiment_is_a_warning(run: Run, started: str) -> None:
