@@ -67,9 +67,18 @@ def _positive(path: str, value: float) -> Faults:
         yield path, f"got {value}; a number above 0 is allowed"
 
 
+def lasting(seconds: float) -> str:
+    """A duration as people write it: `30d`, `90m`, `1.5s`."""
+    seconds = round(seconds, 6)  # a difference of two times is no better
+    for unit, size in (("d", 86_400), ("h", 3600), ("m", 60)):
+        if seconds and seconds % size == 0:
+            return f"{seconds / size:.0f}{unit}"
+    return f"{seconds:.6f}".rstrip("0").rstrip(".") + "s"
+
+
 def _seconds(path: str, value: float, least: float, most: float) -> Faults:
     if not (_finite(value) and least <= value <= most):
-        yield path, f"got {value:g}s; a duration from {least:g}s to {most:g}s is allowed"
+        yield path, f"got {lasting(value)}; a duration from {lasting(least)} to {lasting(most)} is allowed"
 
 
 def _name(path: str, value: str) -> Faults:
@@ -87,7 +96,7 @@ def _names(e: Experiment) -> Faults:
 
 def _arms(e: Experiment) -> Faults:
     if not 2 <= len(e.arms) <= MAX_ARMS:
-        yield "spec.arms", f"got {len(e.arms)}; 2 to {MAX_ARMS} arms are allowed, the incumbent among them"
+        yield "spec.arms", f"got {len(e.arms)}; 2 to {MAX_ARMS} arms are allowed, all of them counted"
     incumbents = [arm.name for arm in e.arms if arm.incumbent]
     if len(incumbents) != 1:
         got = ", ".join(incumbents) or "none"
@@ -327,7 +336,7 @@ def _rest(e: Experiment) -> Faults:
     if e.bucket_seconds is not None:
         yield from _seconds("spec.bucket", e.bucket_seconds, 1, max(1.0, e.reward.window_seconds))
         if _finite(e.bucket_seconds) and e.bucket_seconds != int(e.bucket_seconds):
-            yield "spec.bucket", f"got {e.bucket_seconds:g}s; whole seconds are allowed"
+            yield "spec.bucket", f"got {lasting(e.bucket_seconds)}; whole seconds are allowed"
     yield from _seconds("spec.lease", e.lease_seconds, 1, 3600)
     if not 0 <= e.approval.required <= 20:
         yield "spec.approval.required", f"got {e.approval.required}; a whole number from 0 to 20 is allowed"

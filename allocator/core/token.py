@@ -14,7 +14,7 @@ from base64 import urlsafe_b64encode
 from dataclasses import dataclass
 from enum import Enum
 
-from allocator.core.experiment_rules import NAME
+from allocator.core.experiment_rules import NAME, lasting
 from allocator.errors import InvalidArgument, Violation
 
 EVERYWHERE = "*"
@@ -82,7 +82,7 @@ def check(token: Token) -> None:
             found.append(Violation("namespaces", f"got {namespace[:80]!r}; the name of a namespace, or {EVERYWHERE}, is allowed"))
     lifetime = token.expires_seconds - token.seconds
     if not 1 <= lifetime <= MAX_LIFETIME_SECONDS:
-        found.append(Violation("lifetime", f"got {lifetime:g}s; 1s to {MAX_LIFETIME_SECONDS / DAY:g}d is allowed"))
+        found.append(Violation("lifetime", f"got {lasting(lifetime)}; 1s to {lasting(MAX_LIFETIME_SECONDS)} is allowed"))
     for name in ("decide_rate", "report_rate"):
         if not 0 < getattr(token, name) <= MAX_RATE:
             found.append(Violation(name, f"got {getattr(token, name)}; calls a second above 0 are allowed"))

@@ -15,6 +15,7 @@ from collections.abc import Mapping
 import msgspec
 
 from allocator.core.audit import AuditEntry
+from allocator.core.experiment_rules import lasting
 from allocator.core.token import (
     EVERYWHERE,
     ID_BYTES,
@@ -105,7 +106,7 @@ class Tokens:
     def rotate(self, token_id: str, *, actor: str, reason: str = "", overlap_seconds: float = OVERLAP_SECONDS) -> tuple[Token, str]:
         """Another token with the same rights and lifetime, and its text; the old one ends after `overlap_seconds`, at most a week."""
         if not 0 <= overlap_seconds <= 7 * 86_400:
-            raise InvalidArgument.of_field("overlap", f"got {overlap_seconds:g}s; 0s to 7d are allowed")
+            raise InvalidArgument.of_field("overlap", f"got {lasting(overlap_seconds)}; 0s to 7d are allowed")
         old, stored = self._find(token_id)
         now = self._clock.now()
         lifetime = old.expires_seconds - old.seconds

@@ -58,7 +58,20 @@ class _Constructor(RoundTripConstructor):
             raise ConstructorError(None, None, "half of a surrogate pair is no character", node.start_mark) from None
 
 
-_Constructor.add_constructor("tag:yaml.org,2002:timestamp", lambda loader, node: loader.construct_scalar(node))
+class _NotAllowed(ConstructorError):
+    """It is valid YAML, and no spec may have it."""
+
+
+def _refuse_tag(_loader: Any, node: Any) -> None:
+    tag = f"{node.ctag.handle or ''}{node.ctag.suffix}"
+    raise _NotAllowed(None, None, f"got the tag {_cut(tag)}; a YAML tag is not allowed", node.start_mark)
+
+
+for _kind in ("str", "timestamp"):
+    _Constructor.add_constructor(f"tag:yaml.org,2002:{_kind}", lambda loader, node: loader.construct_scalar(node))
+for _kind in ("binary", "omap", "pairs", "set"):
+    _Constructor.add_constructor(f"tag:yaml.org,2002:{_kind}", _refuse_tag)
+_Constructor.add_constructor(None, _refuse_tag)  # any other
 
 
 class _Representer(SafeRepresenter):
@@ -109,12 +122,8 @@ def load(text: str | bytes, source: str = "<input>") -> list[SpecFile]:
             reader.fault("kind", f"got {message.kind!r}; {KIND!r} is allowed")
         message.ClearField("status")
         experiment = experiment_from_message(message)
-        named = {path for path, _ in reader.found}
-        reader.found.extend(
-            (v.field, v.message)
-            for v in violations(experiment)
-            if not any(v.field == path or v.field.startswith((path + ".", path + "[")) for path in named)
-        )
+        unread = {*(path for path, _ in reader.found), *reader.meant}
+        reader.found.extend((v.field, v.message) for v in violations(experiment) if not any(_follows(v, path) for path in unread))
         where = partial(located, source, tree)
         for path, message in sorted(reader.found, key=lambda found: place_of(tree, found[0])):
             faults.append(Violation(where(path), message))
@@ -187,7 +196,8 @@ def trees(text: str | bytes, source: str) -> Iterator[Any]:
         mark = exc.problem_mark or exc.context_mark
         where = f"{source}:{mark.line + 1}:{mark.column + 1}" if mark else source
         problem = (exc.problem or exc.context or "cannot be read").splitlines()[0]
-        raise InvalidArgument.of_field(where, f"not valid YAML: {problem}", reason="INVALID_YAML") from exc
+        problem = problem if isinstance(exc, _NotAllowed) else f"not valid YAML: {problem}"
+        raise InvalidArgument.of_field(where, problem, reason="INVALID_YAML") from exc
     except (YAMLError, ValueError, RecursionError) as exc:
         raise InvalidArgument.of_field(source, f"not valid YAML: {str(exc).splitlines()[0]}", reason="INVALID_YAML") from exc
 
@@ -197,6 +207,7 @@ class _Reader:
 
     def __init__(self) -> None:
         self.found: list[tuple[str, str]] = []
+        self.meant: list[str] = []  # paths of fields that were written with a typing error
         self.nodes = 0
 
     def fault(self, path: str, message: str) -> None:
@@ -218,6 +229,7 @@ class _Reader:
             field = fields.get(key) if isinstance(key, str) else None
             if field is None:
                 self.fault(where, _unknown(str(key), descriptor))
+                self.meant += [f"{path}.{name}" if path else name for name in _nearest(str(key), list(fields))]
             elif value is None:
                 self.fault(where, "got nothing; leave the field out or give it a value")
             elif _is_map(field):
@@ -356,8 +368,22 @@ def _unknown(key: str, descriptor: Descriptor) -> str:
 
 def near(word: str, names: Sequence[str]) -> str:
     """`. Did you mean …?`, or nothing."""
-    close = difflib.get_close_matches(word, names, 1, 0.6)
+    close = _nearest(word, names)
     return f". Did you mean {close[0]}?" if close else ""
+
+
+def _nearest(word: str, names: Sequence[str]) -> list[str]:
+    """The name that was meant, if one is near."""
+    return difflib.get_close_matches(word, names, 1, 0.6)
+
+
+def _follows(violation: Violation, unread: str) -> bool:
+    """Does it merely follow from a field that could not be read: is it about that field, what is in it, or the lack of it around it?"""
+    field = violation.field
+    if field == unread or field.startswith((f"{unread}.", f"{unread}[")):
+        return True
+    leaf = re.sub(r"\[.*", "", unread.rpartition(".")[2])
+    return unread.startswith((f"{field}.", f"{field}[")) and re.search(rf"\b{re.escape(leaf)}\b", violation.message) is not None
 
 
 def kind_of(value: Any) -> str:
@@ -374,6 +400,10 @@ def kind_of(value: Any) -> str:
 def shown(value: Any) -> str:
     """A value as its writer wrote it, cut to a line."""
     text = ("true" if value else "false") if isinstance(value, bool) else repr(value) if isinstance(value, str) else str(value)
+    return _cut(text)
+
+
+def _cut(text: str) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
@@ -385,16 +415,24 @@ def located(source: str, tree: Any, path: str) -> str:
 
 def place_of(tree: Any, path: str) -> tuple[int, int]:
     """Line and column of the deepest part of the path that the file has."""
-    line, column = tree.lc.line, tree.lc.col
-    for key in re.findall(r"\[([^\]]*)\]|([^.\[\]]+)", path):
-        name = key[0] or key[1]
+    line, column, rest = tree.lc.line, tree.lc.col, path
+    while step := _step(tree, rest):
+        key, size = step
         try:
-            if isinstance(tree, CommentedSeq):
-                line, column = tree.lc.item(int(name))
-                tree = tree[int(name)]
-            else:
-                line, column = tree.lc.key(name)
-                tree = tree[name]
-        except (KeyError, IndexError, ValueError, AttributeError, TypeError):
+            line, column = tree.lc.item(key) if isinstance(tree, CommentedSeq) else tree.lc.key(key)
+        except (KeyError, IndexError, AttributeError, TypeError):  # an alias merged it in
             break
+        tree, rest = tree[key], rest[size:]
     return line + 1, column + 1
+
+
+def _step(tree: Any, path: str) -> tuple[str | int, int] | None:
+    """The key that a path begins with, and how many of its characters that is; the longest, for a key may hold what divides: `[a[b]c]`."""
+    ends = (end for end in range(len(path), 0, -1) if path[end : end + 1] in ("", ".", "["))
+    for end in ends if isinstance(tree, CommentedMap | CommentedSeq) else ():
+        key = path[1 : end - 1] if path[0] == "[" and path[end - 1] == "]" else path[:end].removeprefix(".")
+        if isinstance(tree, CommentedMap) and key in tree:
+            return key, end
+        if isinstance(tree, CommentedSeq) and key.isdecimal() and int(key) < len(tree):
+            return int(key), end
+    return None

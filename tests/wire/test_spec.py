@@ -57,6 +57,15 @@ spec:
     - {cap: 0.1}
 """
 
+BASE = """\
+apiVersion: allocator/v1
+kind: Experiment
+metadata: {name: a}
+spec:
+  arms: [{name: v7, incumbent: true}, {name: v8}]
+  reward: {metric: click}
+"""
+
 
 def refused(text: str) -> list[str]:
     with pytest.raises(InvalidArgument) as caught:
@@ -123,7 +132,7 @@ def test_every_fault_is_told_at_once_with_its_line_and_column():
         ("  exposure: {burst: 1.5}", "a whole number is allowed"),
         ("  exposure: {burst: 99999999999999999999}", "the number is too large"),
         ("  lease: 5", "a duration like 30s, 15m, 1h or 7d is allowed"),
-        ("  lease: 0s", "a duration from 1s to 3600s is allowed"),
+        ("  lease: 0s", "got 0s; a duration from 1s to 1h is allowed"),
         ("  pins: {1: v8}", "got 1 as a key; text is allowed: write it in quotes"),
         ("  pins: {u: v9}", "one of ['v7', 'v8'] is allowed"),
         ("  segments: [{name: a, match: {device: ios}}]", "a list of values is allowed"),
@@ -136,11 +145,7 @@ def test_every_fault_is_told_at_once_with_its_line_and_column():
     ],
 )
 def test_a_fault_says_what_came_and_what_is_allowed(line, says):
-    base = (
-        "apiVersion: allocator/v1\nkind: Experiment\nmetadata: {name: a}\nspec:\n"
-        "  arms: [{name: v7, incumbent: true}, {name: v8}]\n  reward: {metric: click}\n"
-    )
-    faults = refused(base + line + "\n")
+    faults = refused(BASE + line + "\n")
     assert any(says in fault for fault in faults), faults
     assert all(fault.startswith("s.yaml:") and "Traceback" not in fault for fault in faults)
 
@@ -154,12 +159,63 @@ def test_a_fault_says_what_came_and_what_is_allowed(line, says):
         ("[]", "a mapping with apiVersion, kind, metadata and spec is needed"),
         ("apiVersion: v0\nkind: Experiment\nmetadata: {name: a}", "'allocator/v1' is allowed"),
         ("\x00", "not valid YAML"),
+        ("spec: {owner: !!python/object:x a}", "s.yaml:1:15: got the tag !!python/object:x; a YAML tag is not allowed"),
+        ("spec: !mine {owner: a}", "s.yaml:1:7: got the tag !mine; a YAML tag is not allowed"),
+        ("spec: {owner: !!binary aGk=}", "got the tag !!binary; a YAML tag is not allowed"),
         ('{"metadata": {"name": "\\ud800"}}', "s.yaml:1:23: not valid YAML: half of a surrogate pair is no character"),
         ('{"metadata": {"labels": {"\\udc00": "a"}}}', "not valid YAML: half of a surrogate pair is no character"),
     ],
 )
 def test_text_that_is_no_spec_is_refused_with_its_place(text, says):
     assert any(says in fault for fault in refused(text))
+
+
+def test_text_may_say_that_it_is_text():
+    assert load(BASE + "  owner: !!str 7\n")[0].message.spec.owner == "7"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "fault"),
+    [
+        ("incumbent: true", "incumbent: yes", "s.yaml:5:21: spec.arms[0].incumbent: got 'yes'; true or false is allowed"),
+        ("incumbent: true", "incumbnt: true", "s.yaml:5:21: spec.arms[0].incumbnt: is no field here"),
+        ("reward:", "guardrails: [{name: g, metric: e, max: lots}]\n  reward:", "s.yaml:6:37: spec.guardrails[0].max: got 'lots'"),
+        ("reward:", "policy: {kind: FIXED, shares: {v7: 0.5, v8: half}}\n  reward:", "s.yaml:6:43: spec.policy.shares[v8]: got 'half'"),
+    ],
+)
+def test_a_field_that_cannot_be_read_is_one_fault_and_no_other_follows_from_it(old, new, fault):
+    (told,) = refused(BASE.replace(old, new))
+    assert told.startswith(fault)
+
+
+def test_what_is_wrong_besides_a_field_that_cannot_be_read_is_told_all_the_same():
+    faults = refused(BASE.replace("[{name: v7, incumbent: true}, {name: v8}]", "[{name: v7, incumbent: yes}]"))
+    assert ["2 to 64 arms" in fault or "got 'yes'" in fault for fault in faults] == [True, True]
+
+
+@pytest.mark.parametrize(
+    ("written", "allowed"),
+    [
+        ("approval: {expiry: 31d}", "got 31d; a duration from 1m to 30d is allowed"),
+        ("approval: {expiry: 1.5s}", "got 1.5s; a duration from 1m to 30d is allowed"),
+        ("lease: 90m", "got 90m; a duration from 1s to 1h is allowed"),
+        ("policy: {halfLife: 1ms}", "got 0.001s; a duration from 1m to 3650d is allowed"),
+        ("bucket: 1.5s", "got 1.5s; whole seconds are allowed"),
+    ],
+)
+def test_durations_are_told_as_people_write_them(written, allowed):
+    (told,) = refused(f"{BASE}  {written}\n")
+    assert told.endswith(allowed)
+
+
+def test_a_key_may_hold_what_divides_paths_and_its_line_is_found():
+    names = ["a[b]c", "a.b", "[x]", "x]", "a[0].b", "", "a]", "a"]
+    text = BASE + "  pins:\n" + "".join(f"    {json.dumps(name)}: v9\n" for name in names)
+    places = [fault.split(": ")[0] for fault in refused(text)]
+    assert set(places) == {f"s.yaml:{8 + number}:5" for number in range(len(names))}
+    text = BASE + "  segments:\n    - name: s\n      match:\n        'a[b].c':\n          - 1\n          - [2]\n"
+    (told,) = refused(text)
+    assert told.startswith("s.yaml:10:9: spec.segments[0].match[a[b].c]: got a list")
 
 
 def test_a_character_that_json_writes_as_two_is_one():
