@@ -48,6 +48,7 @@ class Operator:
         options = (("grpc.enable_http_proxy", 0), ("grpc.max_receive_message_length", 64 << 20))
         door = access()
         self._metadata = door.metadata()
+        self._encrypted = door.encrypted
         self._channel = channel(server, door, options)
         self._stub = service.OperatorServiceStub(self._channel)
 
@@ -81,9 +82,21 @@ class Operator:
         if isinstance(error, DeadlineExceeded):
             return DeadlineExceeded(f"no answer from {self._server} within {self._timeout:g} s", reason="NO_ANSWER")
         if isinstance(error, Unavailable):
-            why = error.message.rpartition(": ")[2].rstrip("]")
-            return Unavailable(f"no server answers at {self._server}: {why}", reason="NO_SERVER")
+            return self._unreached(error.message)
         return error
+
+    def _unreached(self, told: str) -> Unavailable:
+        """What gRPC told, its last words being why, as an error with something to do: where somebody listens, TLS is what often differs."""
+        if "CERTIFICATE_VERIFY_FAILED" in told:
+            why = told.removesuffix(": OK").rpartition(": ")[2]
+            return Unavailable(f"the certificate of the server at {self._server} is not trusted: {why}", reason="NOT_TRUSTED")
+        if "WRONG_VERSION_NUMBER" in told:
+            return Unavailable(f"what listens at {self._server} speaks no TLS", reason="NO_TLS")
+        why = told.rpartition(": ")[2].rstrip("]")
+        if told.startswith("failed to connect") and ("Socket closed" in told or "Connection reset" in told):
+            reason = "NO_CERTIFICATE" if self._encrypted else "NOT_ENCRYPTED"
+            return Unavailable(f"what listens at {self._server} hung up: {why}", reason=reason)
+        return Unavailable(f"no server answers at {self._server}: {why}", reason="NO_SERVER")
 
     def __enter__(self) -> Self:
         return self

@@ -38,6 +38,11 @@ EXIT_CODES: dict[type[AllocatorError], int] = {
 }
 HINTS_BY_REASON = {
     "NO_SERVER": "start one with `allocator serve`, or name it with --server or ALLOCATOR_SERVER",
+    "NOT_ENCRYPTED": "if it asks for TLS, say --tls, or --tls-ca FILE where the authority is your own; if it asks who you are, --tls-cert"
+    " and --tls-key as well",
+    "NO_CERTIFICATE": "if it asks who you are, name a certificate of the authority that it trusts with --tls-cert and --tls-key",
+    "NOT_TRUSTED": "name the authority of its certificate with --tls-ca FILE, and the server as the certificate does",
+    "NO_TLS": "take --tls, --tls-ca, --tls-cert and --tls-key away, and ALLOCATOR_TLS and the like, or name another server with --server",
     "NO_ANSWER": "it may have happened all the same: look with `allocator describe`, or wait longer with --timeout",
     "UNIMPLEMENTED": "what listens there is no allocator, or one of another version",
     "STALE_ETAG": "get it again with `allocator get NAME -o yaml`, or overwrite it: take metadata.etag out of the file",
@@ -47,6 +52,8 @@ HINTS_BY_REASON = {
     "STORE_LOCKED": "stop the other process, or name another file with --store sqlite:PATH",
     "CANNOT_REVISE": "undo these changes, or apply them under another metadata.name",
     "SELF_APPROVAL": "ask a colleague to approve it",
+    "PROPOSAL_WAITS": "`allocator describe NAME` shows what it is; `allocator approve NAME --revision DIGEST` agrees to it",
+    "WRONG_STATE": "`allocator describe NAME` shows where it stands, and what waits",
     "UNKNOWN_PROPOSAL": "`allocator describe NAME` shows what waits",
     "PROPOSAL_EXPIRED": "apply it again, and ask for approvals again",
     "TOKEN_RATE": "call less often, or ask for a token with a higher rate",

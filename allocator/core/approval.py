@@ -99,7 +99,12 @@ def is_this(
 ) -> bool:
     """Does somebody propose what waits already, and still may?"""
     alike = (proposal.kind, proposal.experiment, proposal.winner) == (kind, experiment, winner)
-    return alike and now < proposal.expires_seconds and fits(proposal, revision, status)
+    return alike and still(proposal, revision, status, now)
+
+
+def still(proposal: Proposal, revision: int, status: Status, now: float) -> bool:
+    """May it be agreed to: has it neither expired nor become void?"""
+    return now < proposal.expires_seconds and fits(proposal, revision, status)
 
 
 def named(proposal: Proposal | None, digest: str, revision: int, status: Status, now: float) -> Proposal:

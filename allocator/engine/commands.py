@@ -192,8 +192,13 @@ class Commands:
         actor, reason = who(actor), why(reason, needed=False)
 
         def attempt() -> Record:
+            before = self._registry.get(name)
+            waiting, last = before.proposal, before.status.stage + 1 >= len(before.experiment.stages)
+            if (last or before.status.state is not State.RUNNING) and waiting is not None and self._still(before, waiting):
+                what = f"what waits is a proposal, {waiting.digest[: approval.LEAST_DIGITS]}"
+                raise Refused(f"{before.name} has no stage to approve; {what}", reason="PROPOSAL_WAITS", revision=waiting.digest)
             before = self._running(name, "approved")
-            if before.status.stage + 1 >= len(before.experiment.stages):
+            if last:
                 raise Refused(f"{before.name} is in its last stage; there is nothing to approve", reason="LAST_STAGE")
             if self.identified and actor == before.author:
                 raise Refused(f"{actor} wrote revision {before.revision}; somebody else must agree", reason="SELF_APPROVAL", actor=actor)
@@ -355,6 +360,9 @@ class Commands:
             old = approval.text_of(waiting) if waiting is not None else ""
             self._save(before, after, self._entry(after, "proposal.create", actor, reason, old, approval.text_of(made)))
         return after
+
+    def _still(self, record: Record, waiting: Proposal) -> bool:
+        return approval.still(waiting, record.revision, record.status, self._clock.now())
 
     def _required(self, experiment: Experiment) -> int:
         return max(experiment.approval.required, self.least_approvals)

@@ -76,7 +76,7 @@ class Governance:
         return pb.ReconcileStoreResponse(epoch=done.epoch, restored=done.restored, notes=done.notes)
 
     async def list_audit_records(self, request: pb.ListAuditRecordsRequest) -> pb.ListAuditRecordsResponse:
-        """ListAuditRecords, oldest first; the page token is the last sequence of the page before."""
+        """ListAuditRecords, oldest first; the page token is the last sequence of the page before. NotFound for a name that never was."""
         size, after = page_size(request.page_size), number_of(request.page_token)
         name = full_name(request.experiment) if request.experiment else None
         prefix = f"{request.namespace}/" if request.namespace else ""
@@ -91,6 +91,8 @@ class Governance:
             return found
 
         records = await self._in_thread(page)
+        if name is not None and not records and not after:
+            await self._in_thread(lambda: self._check_known(name))
         reply = pb.ListAuditRecordsResponse(records=[convert.audit_to_message(record) for record in records[:size]])
         if len(records) > size:
             reply.next_page_token = str(records[size - 1].sequence)
@@ -175,6 +177,15 @@ class Governance:
             )
         )
         return pb.RotateTokenResponse(token=token_to_message(token), text=text)
+
+    def _check_known(self, name: str) -> None:
+        """Raise NotFound unless there is an experiment of this full name, or records of one: they stay for ever."""
+        if not self._knows(name) and not self._store.audit(0, 1, name):
+            what = f"there is no experiment {name[:200]!r}, and no record of one"
+            raise NotFound(what, reason="UNKNOWN_EXPERIMENT", experiment=name)
+
+    def _knows(self, name: str) -> bool:
+        return self._store.record(name) is not None
 
     def _audit(self, after: int = 0, name: str | None = None) -> Iterator[AuditRecord]:
         while page := self._store.audit(after, MAX_PAGE, name):

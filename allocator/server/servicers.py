@@ -201,6 +201,9 @@ class OperatorServicer(Governance):
         self._commands = engine.commands
         self._threads = threads
 
+    def _knows(self, name: str) -> bool:
+        return self._engine.registry.find(name) is not None or super()._knows(name)  # the first also while the store is lost
+
     async def apply_experiment(self, request: operator_pb.ApplyExperimentRequest) -> operator_pb.ApplyExperimentResponse:
         """ApplyExperiment."""
 

@@ -77,6 +77,42 @@ def test_from_a_draft_to_a_conclusion_with_every_step_agreed_to(run: Run, approv
     assert run("diff", name, "--from", "9").code == 3
 
 
+def test_who_approves_a_stage_where_a_proposal_waits_is_told_how_to_agree_to_it(run: Run, approved: tuple[str, str]) -> None:
+    path, name = approved
+    told = run("approve", name)
+    assert (told.code, told.err) == (
+        6,
+        f"error: default/{name} is DRAFT and cannot be approved\nhint: `allocator describe NAME` shows where it stands, and what waits\n",
+    )
+    waits = digest(run("start", name, "--actor", "ann"))
+    told = run("approve", name, "--actor", "bob")
+    assert told.code == 6
+    assert told.err == (
+        f"error: default/{name} has no stage to approve; what waits is a proposal, {waits}\n"
+        "hint: `allocator describe NAME` shows what it is; `allocator approve NAME --revision DIGEST` agrees to it\n"
+    )
+    assert run("approve", name, "--revision", waits, "--actor", "bob").code == 0
+    Path(path).write_text(Path(path).read_text().replace("max: 0.05", "max: 0.2"))
+    waits = digest(run("apply", "-f", path, "--actor", "ann"))
+    assert run("approve", name, "--actor", "bob").code == 0, "a running experiment has a stage to approve as well"
+    assert run("reject", name, "--revision", waits, "--reason", "no").code == 0
+
+
+def test_the_log_of_what_never_was_is_not_found_and_an_empty_one_is_told(run: Run, approved: tuple[str, str], tmp_path: Path) -> None:
+    _, name = approved
+    for command in ("list", "export"):
+        told = run("audit", command, "nosuch")
+        assert (told.code, told.out) == (3, "")
+        assert told.err == "error: there is no experiment 'default/nosuch', and no record of one\n"
+        assert run("audit", command, f"elsewhere/{name}").code == 3
+        assert run("audit", command, name, "-n", "elsewhere").code == 0, "it is known; there are no records of it there"
+        assert run("audit", command, "-n", "nowhere").code == 0
+    store = ("--store", f"sqlite:{tmp_path / 'a.db'}")
+    said("token", "create", "web", "--role", "decide", *store)
+    assert said("audit", "export", "nosuch", *store).code == 3
+    assert said("audit", "export", *store).code == 0
+
+
 def test_what_is_in_force_and_what_is_new_is_told_before_it_is_applied(run: Run, write: Write) -> None:
     path, name = write()
     told = run("apply", "-f", path, "--diff")
