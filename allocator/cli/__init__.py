@@ -37,10 +37,10 @@ from allocator.cli import (
     status,
     token,
 )
-from allocator.cli.connection import connected
+from allocator.cli.connection import OutputView, connected
 from allocator.cli.extras import needs_extra
 from allocator.cli.failures import INTERRUPTED, complain, hint, tell
-from allocator.cli.output import say
+from allocator.cli.output import View, say, say_values
 from allocator.errors import AllocatorError, InvalidArgument, Violation
 
 OUTPUT = Path("demo-output")
@@ -109,14 +109,18 @@ def demo(
         raise typer.Exit(run(seed=seed, output=output, seconds=seconds, plain=plain))
 
 
-def version() -> None:
+def version(output: OutputView = View.TABLE) -> None:
     """Print the version."""
     from importlib import metadata
 
     try:
-        say(f"allocator {metadata.version('allocator')}")
+        found = metadata.version("allocator")
     except metadata.PackageNotFoundError as exc:
         raise AllocatorError("allocator runs from files that were never installed, so it has no version") from exc
+    if output is View.TABLE:
+        say(f"allocator {found}")
+    else:
+        say_values(output, [{"name": "allocator", "version": found}], one=True)
 
 
 def _show_version(wanted: bool) -> None:

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from allocator.cli.connection import Output
 from allocator.cli.failures import complain
-from allocator.cli.output import say
+from allocator.cli.output import Column, Format, Grid, draw, say, say_values
 from allocator.errors import AlreadyExists, InvalidArgument
 
 if TYPE_CHECKING:
@@ -28,10 +29,16 @@ Only = Annotated[
 
 
 @app.command("list")
-def list_assets(only: Only = None) -> None:
+def list_assets(only: Only = None, output: Output = Format.TABLE) -> None:
     """List the files."""
-    for path, _ in assets(only or ()):
-        say(str(path))
+    found = [(str(path), len(asset.read_bytes())) for path, asset in assets(only or ())]
+    if output is Format.WIDE:
+        draw([Grid([Column("path"), Column("bytes", right=True)], [(path, f"{size:,}") for path, size in found])])
+    elif output in (Format.TABLE, Format.NAME):
+        for path, _ in found:
+            say(path)
+    else:
+        say_values(output, [{"path": path, "bytes": size} for path, size in found], one=False)
 
 
 @app.command()

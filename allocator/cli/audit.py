@@ -16,9 +16,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from allocator.cli import tables
-from allocator.cli.connection import DEFAULT_SERVER, Operator, OutputView, Server, StoreAddress, Timeout, complete_name, connected, reached
-from allocator.cli.failures import clean, complain
-from allocator.cli.output import View, draw, say, say_documents, write
+from allocator.cli.connection import (
+    DEFAULT_SERVER,
+    Operator,
+    Output,
+    OutputView,
+    Server,
+    StoreAddress,
+    Timeout,
+    complete_name,
+    connected,
+    reached,
+)
+from allocator.cli.failures import clean
+from allocator.cli.output import Format, View, draw_list, say, say_documents, say_found, write
 from allocator.errors import AllocatorError, InvalidArgument
 
 if TYPE_CHECKING:
@@ -50,19 +61,15 @@ class Table(StrEnum):
 def list_records(
     name: MaybeName = None,
     namespace: Namespace = "",
-    output: OutputView = View.TABLE,
+    output: Output = Format.TABLE,
     server: Server = DEFAULT_SERVER,
     timeout: Timeout = 10.0,
 ) -> None:
     """List who did what, when and why, oldest first."""
     with Operator(server, timeout) as operator:
         found = operator.pages("ListAuditRecords", _wanted(name, namespace), "records")
-    if output is View.TABLE:
-        draw([tables.audit(found)])
-        if not found:
-            complain("nothing found")
-    else:
-        say_documents(output, found, one=False)
+    wide = output is Format.WIDE
+    say_found(output, found, lambda each: str(each.sequence), lambda: draw_list(tables.audit(found, wide=wide)))
 
 
 @audit.command()

@@ -13,7 +13,7 @@ import typer
 from allocator.cli.connection import DEFAULT_SERVER, Actor, Operator, OutputView, Server, Timeout, connected
 from allocator.cli.failures import complain, hint
 from allocator.cli.operate import Why
-from allocator.cli.output import View, say, say_documents
+from allocator.cli.output import View, say, say_documents, say_values
 
 File = Annotated[
     str, typer.Argument(metavar="FILE", help="The file of the store, with or without `sqlite:` before it.", show_default=False)
@@ -23,7 +23,7 @@ app = typer.Typer(help="Look after the store.", no_args_is_help=True)
 
 
 @app.command()
-def check(file: File) -> None:
+def check(file: File, output: OutputView = View.TABLE) -> None:
     """Is the file whole? Its structure, documents, sums and their check numbers, what was counted, the audit chain.
 
     No server may have it meanwhile; check a backup of one that is in use. Nothing is changed. Exit code 1 when it is damaged.
@@ -32,8 +32,11 @@ def check(file: File) -> None:
 
     path = _path(file)
     found = sqlite_care.check(path)
-    if not found:
+    if output is not View.TABLE:
+        say_values(output, [{"file": path, "whole": not found, "damage": found}], one=True)
+    elif not found:
         say(f"{path} is whole")
+    if not found:
         return
     for line in found:
         complain(f"damaged: {line}")

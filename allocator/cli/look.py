@@ -5,15 +5,13 @@ In: names. Out: tables for people, documents for programs. A list is read to its
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from allocator.cli import tables
-from allocator.cli.connection import DEFAULT_SERVER, Name, Operator, Output, OutputView, Server, Timeout, complete_name
-from allocator.cli.failures import complain
-from allocator.cli.output import Format, View, draw, say, say_documents
+from allocator.cli.connection import DEFAULT_SERVER, Name, Operator, Output, Server, Timeout, complete_name
+from allocator.cli.output import Format, draw, draw_list, say_found
 from allocator.cli.tables import full_name
 from allocator.errors import InvalidArgument
 
@@ -51,30 +49,17 @@ def get(
         else:
             request = service_pb.ListExperimentsRequest(namespace=namespace, selector=selector)
             found = operator.pages("ListExperiments", request, "experiments")
-    if output is Format.NAME:
-        for experiment in found:
-            say(full_name(experiment))
-    elif output.for_people:
-        draw([tables.experiments(found, wide=output is Format.WIDE)])
-        _say_if_none(found)
-    else:
-        say_documents(output, found, one=name is not None)
+    wide = output is Format.WIDE
+    say_found(output, found, full_name, lambda: draw_list(tables.experiments(found, wide=wide)), one=name is not None)
 
 
 def describe(
-    name: Name, output: OutputView = View.TABLE, server: Server = DEFAULT_SERVER, timeout: Timeout = 10.0
+    name: Name, output: Output = Format.TABLE, server: Server = DEFAULT_SERVER, timeout: Timeout = 10.0
 ) -> None:
     """Show one experiment in full: weights, posteriors, evidence, and what it waits for."""
     from allocator.v1 import operator_service_pb2 as service_pb
 
     with Operator(server, timeout) as operator:
         reply = operator.call("DescribeExperiment", service_pb.DescribeExperimentRequest(experiment=name))
-    if output is View.TABLE:
-        draw(tables.description(reply))
-    else:
-        say_documents(output, [reply], one=True, zeros=True)
-
-
-def _say_if_none(found: Sequence[Any]) -> None:
-    if not found:
-        complain("nothing found")
+    shown = tables.description(reply, wide=output is Format.WIDE)
+    say_found(output, [reply], lambda found: full_name(found.experiment), lambda: draw(shown), one=True, zeros=True)

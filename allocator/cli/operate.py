@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from allocator.cli.connection import DEFAULT_SERVER, Actor, Name, Operator, Output, Reason, Server, Timeout
-from allocator.cli.output import Format, say, say_documents
+from allocator.cli.output import Format, say, say_found
 from allocator.cli.records import waits_for
 from allocator.cli.tables import full_name, stage_text
 
@@ -38,7 +38,7 @@ def start(
 ) -> None:
     """Start a draft, in the first stage of its ramp."""
     reply = _command("Start", server, timeout, experiment=name, actor=actor, reason=reason, break_glass=break_glass)
-    _tell(output, reply, lambda e: f"started, in stage {stage_text(e)}")
+    tell_change(output, reply, lambda e: f"started, in stage {stage_text(e)}")
 
 
 def approve(
@@ -58,7 +58,7 @@ def approve(
     """Agree to what somebody proposed, or to entering the next ramp stage."""
     reply = _command("Approve", server, timeout, experiment=name, actor=actor, reason=reason, revision=revision)
     done = "" if reply.pending or not revision else ", and it is in force"
-    _tell(output, reply, lambda _: f"approved{done}")
+    tell_change(output, reply, lambda _: f"approved{done}")
 
 
 def reject(
@@ -78,7 +78,7 @@ def reject(
     request = service_pb.RejectProposalRequest(experiment=name, actor=actor, reason=reason, revision=revision)
     with Operator(server, timeout) as operator:
         reply = operator.call("RejectProposal", request)
-    _tell(output, reply, lambda _: "keeps its spec: the proposal is rejected")
+    tell_change(output, reply, lambda _: "keeps its spec: the proposal is rejected")
 
 
 def advance(
@@ -95,7 +95,7 @@ def advance(
 ) -> None:
     """Enter the next ramp stage, if the evidence allows it, or step back to an earlier one."""
     reply = _command("Advance", server, timeout, experiment=name, actor=actor, reason=reason, stage=stage)
-    _tell(output, reply, lambda e: f"in stage {stage_text(e)}")
+    tell_change(output, reply, lambda e: f"in stage {stage_text(e)}")
 
 
 def freeze(
@@ -108,7 +108,7 @@ def freeze(
 ) -> None:
     """Give everyone the incumbent, until somebody resumes."""
     reply = _command("Freeze", server, timeout, experiment=name, actor=actor, reason=reason)
-    _tell(output, reply, lambda _: "frozen")
+    tell_change(output, reply, lambda _: "frozen")
 
 
 def resume(
@@ -122,7 +122,7 @@ def resume(
 ) -> None:
     """Let a frozen experiment go on; evidence starts again."""
     reply = _command("Resume", server, timeout, experiment=name, actor=actor, reason=reason, break_glass=break_glass)
-    _tell(output, reply, lambda e: f"resumed, in stage {stage_text(e)}")
+    tell_change(output, reply, lambda e: f"resumed, in stage {stage_text(e)}")
 
 
 def rollback(
@@ -135,7 +135,7 @@ def rollback(
 ) -> None:
     """End an experiment on the incumbent. There is no way back."""
     reply = _command("Rollback", server, timeout, experiment=name, actor=actor, reason=reason)
-    _tell(output, reply, lambda _: "rolled back")
+    tell_change(output, reply, lambda _: "rolled back")
 
 
 def conclude(
@@ -153,7 +153,7 @@ def conclude(
     """End an experiment on an arm, which serves everyone from then on. There is no way back."""
     fields = {"experiment": name, "actor": actor, "reason": reason, "winner": winner, "break_glass": break_glass}
     reply = _command("Conclude", server, timeout, **fields)
-    _tell(output, reply, lambda e: f"concluded, everyone gets {e.status.winner}")
+    tell_change(output, reply, lambda e: f"concluded, everyone gets {e.status.winner}")
 
 
 def _command(verb: str, server: str, timeout: float, **fields: Any) -> Any:
@@ -164,12 +164,12 @@ def _command(verb: str, server: str, timeout: float, **fields: Any) -> Any:
         return operator.call(f"{verb}Experiment", request)
 
 
-def _tell(output: Format, reply: Any, what: Callable[[pb.Experiment], str]) -> None:
+def tell_change(output: Format, reply: Any, what: Callable[[pb.Experiment], str]) -> None:
+    """Say what became of the experiment in a reply: in a sentence, or as the experiment that it now is."""
     experiment = reply.experiment
-    if output.for_people:
+
+    def sentence() -> None:
         pending = "pending" in reply.DESCRIPTOR.fields_by_name and reply.pending
         say(f"experiment {full_name(experiment)} {waits_for(experiment) if pending else what(experiment)}")
-    elif output is Format.NAME:
-        say(full_name(experiment))
-    else:
-        say_documents(output, [experiment], one=True)
+
+    say_found(output, [experiment], full_name, sentence, one=True)

@@ -14,12 +14,12 @@ from __future__ import annotations
 import io
 import json
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
-from allocator.cli.failures import clean
+from allocator.cli.failures import clean, complain
 
 if TYPE_CHECKING:
     from google.protobuf.message import Message
@@ -73,6 +73,25 @@ def write(text: str) -> None:
     """Text on stdout as it is, and at its end a line's end: whoever made it has dealt with what others wrote."""
     sys.stdout.write(text if text.endswith("\n") else text + "\n")
     sys.stdout.flush()
+
+
+def say_found(
+    output: Format,
+    messages: Sequence[Message],
+    name: Callable[[Any], str],
+    table: Callable[[], None],
+    *,
+    one: bool = False,
+    zeros: bool = False,
+) -> None:
+    """Messages in any of the five ways. name: what other commands call one of them. table: prints all of them for people."""
+    if output.for_people:
+        table()
+    elif output is Format.NAME:
+        for message in messages:
+            say(name(message))
+    else:
+        say_documents(output, messages, one=one, zeros=zeros)
 
 
 def say_documents(output: Format | View | Form, messages: Sequence[Message], *, one: bool, zeros: bool = False) -> None:
@@ -139,6 +158,13 @@ def draw(parts: Iterable[RenderableType | Grid]) -> None:
         console.print(fitted)
     if not console.is_terminal:
         write("\n".join(line.rstrip() for line in text.getvalue().removesuffix("\n").split("\n")))
+
+
+def draw_list(grid: Grid) -> None:
+    """Print a list; that it is empty goes to stderr."""
+    draw([grid])
+    if not grid.rows:
+        complain("nothing found")
 
 
 def renderables(parts: Iterable[RenderableType | Grid], console: Console) -> Iterator[RenderableType]:

@@ -48,8 +48,8 @@ def annotation_lines(found: Iterable[pb.Annotation]) -> list[str]:
     return [f"{moment(a.time)}  {a.actor}  {_said(a.action)}: {a.text or '-'}" for a in found]
 
 
-def revisions(found: Sequence[pb.Revision]) -> Grid:
-    """A row for each revision."""
+def revisions(found: Sequence[pb.Revision], *, wide: bool = False) -> Grid:
+    """A row for each revision. wide: digests whole, and the audit records that hold them."""
     columns = (
         Column("revision", right=True),
         Column("time"),
@@ -58,6 +58,7 @@ def revisions(found: Sequence[pb.Revision]) -> Grid:
         Column("digest"),
         Column("reason", text=True),
         Column("changes", text=True),
+        *((Column("audit record", right=True),) if wide else ()),
     )
     rows = [
         (
@@ -65,17 +66,18 @@ def revisions(found: Sequence[pb.Revision]) -> Grid:
             moment(r.time),
             r.author,
             ", ".join(r.approvers) or "-",
-            r.digest[:DIGITS],
+            r.digest if wide else r.digest[:DIGITS],
             r.reason or "-",
             "; ".join(r.changes) or "-",
+            *((str(r.sequence),) if wide else ()),
         )
         for r in found
     ]
     return Grid(columns, rows)
 
 
-def tokens(found: Sequence[pb.Token]) -> Grid:
-    """A row for each token."""
+def tokens(found: Sequence[pb.Token], *, wide: bool = False) -> Grid:
+    """A row for each token. wide: how many calls a second it is good for, too."""
     columns = (
         Column("id"),
         Column("principal"),
@@ -84,6 +86,7 @@ def tokens(found: Sequence[pb.Token]) -> Grid:
         Column("created"),
         Column("expires"),
         Column("by"),
+        *((Column("decide/s", right=True), Column("report/s", right=True)) if wide else ()),
     )
     rows = [
         (
@@ -94,6 +97,7 @@ def tokens(found: Sequence[pb.Token]) -> Grid:
             moment(t.create_time),
             moment(t.expire_time),
             t.creator or "-",
+            *((f"{t.decide_rate:g}", f"{t.report_rate:g}") if wide else ()),
         )
         for t in found
     ]

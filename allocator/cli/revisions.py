@@ -12,9 +12,10 @@ from typing import Annotated, Any
 import typer
 
 from allocator.cli import records
-from allocator.cli.connection import DEFAULT_SERVER, Actor, Name, Operator, OutputView, Server, Timeout, complete_name
-from allocator.cli.differences import difference_from_server, lines_of, show_difference
-from allocator.cli.output import View, draw, say, say_documents
+from allocator.cli.connection import DEFAULT_SERVER, Actor, Name, Operator, Output, OutputView, Server, Timeout, complete_name
+from allocator.cli.differences import Difference, difference, difference_from_server, lines_of
+from allocator.cli.operate import tell_change
+from allocator.cli.output import Format, View, draw_list, say_found, say_values
 from allocator.cli.specs import read
 from allocator.cli.tables import full_name
 from allocator.errors import InvalidArgument
@@ -22,16 +23,14 @@ from allocator.errors import InvalidArgument
 DIFFERS = 1
 
 
-def revisions(name: Name, output: OutputView = View.TABLE, server: Server = DEFAULT_SERVER, timeout: Timeout = 10.0) -> None:
+def revisions(name: Name, output: Output = Format.TABLE, server: Server = DEFAULT_SERVER, timeout: Timeout = 10.0) -> None:
     """List every revision of an experiment's spec: who, when, why, and what changed."""
     from allocator.v1 import operator_service_pb2 as service_pb
 
     with Operator(server, timeout) as operator:
         found = operator.pages("ListRevisions", service_pb.ListRevisionsRequest(experiment=name), "revisions")
-    if output is View.TABLE:
-        draw([records.revisions(found)])
-    else:
-        say_documents(output, found, one=False)
+    wide = output is Format.WIDE
+    say_found(output, found, lambda each: str(each.revision), lambda: draw_list(records.revisions(found, wide=wide)))
 
 
 def diff(
@@ -49,6 +48,7 @@ def diff(
     second: Annotated[
         int | None, typer.Option("--to", metavar="N", min=1, help="The newer revision.", show_default="the present one")
     ] = None,
+    output: OutputView = View.TABLE,
     server: Server = DEFAULT_SERVER,
     timeout: Timeout = 10.0,
 ) -> None:
@@ -57,18 +57,25 @@ def diff(
         raise InvalidArgument.of_field("NAME", "give the name of an experiment, or --file; one of them is needed")
     if files and (first or second):
         raise InvalidArgument.of_field("--from", "got a revision with --file, which compares with the present one")
+    found = []
     with Operator(server, timeout) as operator:
-        if files:
-            differs = [difference_from_server(operator, written.message) for written in read(files)]
-        else:
-            differs = [_of_revisions(operator, name or "", first, second)]
-    raise typer.Exit(DIFFERS if any(differs) else 0)
+        for written in read(files) if files else (None,):
+            if written is None:
+                found.append(_of_revisions(operator, name or "", first, second))
+            else:
+                found.append(difference_from_server(operator, written.message))
+            if output is View.TABLE:
+                found[-1].show()
+    if output is not View.TABLE:
+        say_values(output, [each.document() for each in found], one=len(found) == 1)
+    raise typer.Exit(DIFFERS if any(each.lines for each in found) else 0)
 
 
 def note(
     name: Name,
     text: Annotated[str, typer.Option("--text", metavar="TEXT", help="What to write down.", show_default=False)] = "",
     file: Annotated[str, typer.Option("--file", "-f", metavar="FILE|-", help="A file to take it from.", show_default=False)] = "",
+    output: Output = Format.TABLE,
     server: Server = DEFAULT_SERVER,
     timeout: Timeout = 10.0,
     actor: Actor = "",
@@ -82,17 +89,15 @@ def note(
         text = sys.stdin.read() if file == "-" else Path(file).read_text(encoding="utf-8")
     with Operator(server, timeout) as operator:
         reply = operator.call("AnnotateExperiment", service_pb.AnnotateExperimentRequest(experiment=name, actor=actor, text=text))
-    say(f"experiment {full_name(reply.experiment)} noted")
+    tell_change(output, reply, lambda _: "noted")
 
 
-def _of_revisions(operator: Operator, name: str, first: int | None, second: int | None) -> bool:
+def _of_revisions(operator: Operator, name: str, first: int | None, second: int | None) -> Difference:
     newer = _revision(operator, name, second or 0)
     number = newer.revision.revision
     older = _revision(operator, name, first or max(number - 1, 1))
-    title = f"{full_name(newer.experiment)} revision"
-    return show_difference(
-        lines_of(older.experiment), lines_of(newer.experiment), f"{title} {older.revision.revision}", f"{title} {number}"
-    )
+    before, after = f"revision {older.revision.revision}", f"revision {number}"
+    return difference(full_name(newer.experiment), lines_of(older.experiment), lines_of(newer.experiment), before, after)
 
 
 def _revision(operator: Operator, name: str, number: int) -> Any:

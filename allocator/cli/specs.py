@@ -19,7 +19,7 @@ import typer
 from allocator.cli.connection import DEFAULT_SERVER, Actor, Operator, Output, Reason, Server, Timeout
 from allocator.cli.differences import difference_from_server
 from allocator.cli.failures import exit_code, hint, tell
-from allocator.cli.output import Format, say, say_documents
+from allocator.cli.output import Format, say, say_found
 from allocator.cli.records import waits_for
 from allocator.cli.tables import full_name
 from allocator.errors import AllocatorError, DeadlineExceeded, InvalidArgument, Unauthenticated, Unavailable, Violation
@@ -65,10 +65,9 @@ class Written:
         return full_name(self.message)
 
 
-def lint(files: Files) -> None:
-    """Check spec files, without a server."""
-    for written in read(files):
-        say(f"experiment {written.name} valid")
+def lint(files: Files, output: Output = Format.TABLE) -> None:
+    """Check spec files, without a server. `-o json` writes them as they were understood."""
+    _tell_result(output, [(written.message, "valid") for written in read(files)])
 
 
 def apply(
@@ -99,7 +98,7 @@ def apply(
         for written in found:
             try:
                 if diff and output.for_people:
-                    difference_from_server(operator, written.message)
+                    difference_from_server(operator, written.message).show()
                 done.append(_apply(operator, written, dry_run is DryRun.SERVER, actor, reason, break_glass))
             except AllocatorError as error:
                 code = code or exit_code(error)
@@ -186,14 +185,12 @@ def _apply(operator: Operator, written: Written, dry: bool, actor: str, reason: 
 
 
 def _tell_result(output: Format, done: Sequence[tuple[pb.Experiment, str]]) -> None:
-    if output.for_people:
+    def sentences() -> None:
         for message, what in done:
             say(f"experiment {full_name(message)} {what}")
-    elif output is Format.NAME:
-        for message, _ in done:
-            say(full_name(message))
-    elif done:
-        say_documents(output, [message for message, _ in done], one=len(done) == 1)
+
+    if done:
+        say_found(output, [message for message, _ in done], full_name, sentences, one=len(done) == 1)
 
 
 def _bytes(path: str) -> bytes:

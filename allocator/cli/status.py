@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from allocator.cli import tables
-from allocator.cli.connection import DEFAULT_SERVER, Name, Operator, OutputView, Server, Timeout
+from allocator.cli.connection import DEFAULT_SERVER, Name, Operator, Output, Server, Timeout
 from allocator.cli.failures import clean, complain
-from allocator.cli.output import View, draw, renderables, say, say_documents
+from allocator.cli.output import Format, draw, renderables, say, say_found
+from allocator.cli.tables import full_name
 from allocator.errors import DeadlineExceeded, Overloaded, Unavailable
 
 if TYPE_CHECKING:
@@ -32,20 +33,19 @@ def status(
     name: Name,
     watch: Annotated[bool, typer.Option("--watch", "-w", help="Draw it again until the experiment has ended, or Ctrl-C.")] = False,
     interval: Annotated[float, typer.Option("--interval", metavar="SECONDS", min=0.05, help="Between two looks, with --watch.")] = 1.0,
-    output: OutputView = View.TABLE,
+    output: Output = Format.TABLE,
     server: Server = DEFAULT_SERVER,
     timeout: Timeout = 10.0,
 ) -> None:
     """Show where an experiment stands; `--watch` keeps it on the screen."""
     with Operator(server, timeout) as operator:
+        look = _Look(operator, name)
         if not watch:
-            _print(_Look(operator, name).take(), output)
-        elif output is not View.TABLE:
-            _follow(_Look(operator, name), interval, lambda seen: say(_line(seen)))
-        elif sys.stdout.isatty():
-            _watch(_Look(operator, name), interval)
+            _print(look.take(), output)
+        elif output.for_people and sys.stdout.isatty():
+            _watch(look, interval, wide=output is Format.WIDE)
         else:
-            _follow(_Look(operator, name), interval, lambda seen: _print(seen, output))
+            _follow(look, interval, lambda seen: _print_next(seen, output))
 
 
 class _Look:
@@ -69,18 +69,21 @@ class _Look:
         return found, self._records
 
 
-def _print(seen: tuple[Any, list[Any]], output: View) -> None:
-    if output is View.TABLE:
-        draw(tables.status(*seen))
-    else:
-        say_documents(output, [seen[0]], one=True, zeros=True)
+def _print(seen: tuple[Any, list[Any]], output: Format) -> None:
+    shown = tables.status(*seen, wide=output is Format.WIDE)
+    say_found(output, [seen[0]], lambda found: full_name(found.experiment), lambda: draw(shown), one=True, zeros=True)
 
 
-def _line(seen: tuple[Any, list[Any]]) -> str:
-    """The description as one line of JSON."""
+def _print_next(seen: tuple[Any, list[Any]], output: Format) -> None:
+    """One of several: JSON on a line of its own, YAML as a document of its own."""
     from allocator.wire.spec import to_document
 
-    return json.dumps(to_document(seen[0], zeros=True))
+    if output is Format.JSON:
+        say(json.dumps(to_document(seen[0], zeros=True)))
+        return
+    if output is Format.YAML:
+        say("---")
+    _print(seen, output)
 
 
 def _follow(look: _Look, interval: float, show: Callable[[Any], None]) -> None:
@@ -106,7 +109,7 @@ def _without_times(found: Any) -> bytes:
     return copy.SerializeToString(deterministic=True)
 
 
-def _watch(look: _Look, interval: float) -> None:
+def _watch(look: _Look, interval: float, *, wide: bool) -> None:
     """The view on a terminal, in place. A server that is away for a while is said to be, and asked again."""
     from rich.console import Console, Group
     from rich.live import Live
@@ -119,7 +122,7 @@ def _watch(look: _Look, interval: float) -> None:
             trouble, state = "", ""
             try:
                 seen = look.take()
-                last = list(renderables(tables.status(*seen), console))
+                last = list(renderables(tables.status(*seen, wide=wide), console))
                 state = tables.state(seen[0].experiment)
             except (Unavailable, DeadlineExceeded, Overloaded) as error:
                 if not last:

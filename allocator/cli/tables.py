@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from allocator.cli.failures import clean
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 SLOTS = 65_536
 BAR = 16  # characters
 STREAMS = 12  # guardrails shown in a status
+MORE = ("arms", "model", "policy", "labels", "uid", "created")  # what `_more` says, where one asks for it
 STYLES = {
     "RUNNING": "green",
     "FROZEN": "red",
@@ -52,7 +53,7 @@ def experiments(found: Sequence[pb.Experiment], *, wide: bool = False) -> Grid:
         Column("updated"),
         Column("owner"),
         Column("reason", text=True),
-        *(Column(name) for name in ("arms", "model", "policy", "labels", "uid", "created") if wide),
+        *(Column(name) for name in MORE if wide),
     )
     rows = [
         (
@@ -77,20 +78,24 @@ def _more(e: pb.Experiment) -> Iterator[str]:
     yield ", ".join(f"{arm.name}*" if arm.incumbent else arm.name for arm in e.spec.arms)
     yield _name(e.spec.reward, "model")
     yield _name(e.spec.policy, "kind")
-    yield ",".join(f"{key}={value}" for key, value in sorted(e.metadata.labels.items())) or "-"
+    yield _pairs(e.metadata.labels)
     yield e.metadata.uid
     yield _moment(e.metadata.create_time)
 
 
-def description(d: service_pb.DescribeExperimentResponse) -> Iterator[RenderableType | Grid]:
-    """One experiment in full."""
+def _pairs(found: Mapping[str, str]) -> str:
+    return ",".join(f"{key}={value}" for key, value in sorted(found.items())) or "-"
+
+
+def description(d: service_pb.DescribeExperimentResponse, *, wide: bool = False) -> Iterator[RenderableType | Grid]:
+    """One experiment in full. wide: also what tells it apart from others, and which models its arms are."""
     from rich.text import Text
 
     e = d.experiment
     yield Text.assemble((full_name(e), "bold"), "  ", _styled(state(e)), "  ", clean(e.status.reason))
-    yield _facts(d)
+    yield _facts(d, wide)
     yield ""
-    yield _arms(d)
+    yield _arms(d, wide)
     yield ""
     if d.guardrails:
         yield _guardrails(d)
@@ -105,8 +110,13 @@ def description(d: service_pb.DescribeExperimentResponse) -> Iterator[Renderable
         yield _past(d.past_guardrails)
 
 
-def status(d: service_pb.DescribeExperimentResponse, latest: Iterable[pb.AuditRecord] = ()) -> Iterator[RenderableType | Grid]:
-    """What to keep an eye on: state, weights, the guardrails that say something, what the ramp waits for, the last records."""
+def status(
+    d: service_pb.DescribeExperimentResponse, latest: Iterable[pb.AuditRecord] = (), *, wide: bool = False
+) -> Iterator[RenderableType | Grid]:
+    """What to keep an eye on: state, weights, the guardrails that say something, what the ramp waits for, the last records.
+
+    wide: every guardrail, not only the loudest.
+    """
     from rich.text import Text
 
     e = d.experiment
@@ -116,10 +126,11 @@ def status(d: service_pb.DescribeExperimentResponse, latest: Iterable[pb.AuditRe
     yield ""
     yield _weights(d)
     loud = sorted(d.guardrails, key=lambda g: (_name(g, "verdict") == "CLEAR", -g.log_evidence / (g.log_threshold or math.inf)))
+    most = len(loud) if wide else STREAMS
     if loud:
         yield ""
-        yield _streams(loud[:STREAMS])
-        yield from _lines("", [f"and {len(loud) - STREAMS} more, quieter"] if len(loud) > STREAMS else [])
+        yield _streams(loud[:most])
+        yield from _lines("", [f"and {len(loud) - most} more, quieter"] if len(loud) > most else [])
     yield from _lines("", _messages(d.guardrails))
     records = list(latest)
     if records:
@@ -187,8 +198,8 @@ def _streams(found: Sequence[service_pb.GuardrailDescription]) -> Grid:
     return Grid(columns, rows, keys=3)
 
 
-def audit(records: Iterable[pb.AuditRecord]) -> Grid:
-    """A row for each record."""
+def audit(records: Iterable[pb.AuditRecord], *, wide: bool = False) -> Grid:
+    """A row for each record. wide: what it changed, and its digest, too."""
     columns = (
         Column("seq", right=True),
         Column("time"),
@@ -196,8 +207,20 @@ def audit(records: Iterable[pb.AuditRecord]) -> Grid:
         Column("action"),
         Column("experiment"),
         Column("reason", text=True),
+        *((Column("before", text=True), Column("after", text=True), Column("digest")) if wide else ()),
     )
-    rows = [(str(r.sequence), _moment(r.time), r.actor, r.action, r.experiment, r.reason or "-") for r in records]
+    rows = [
+        (
+            str(r.sequence),
+            _moment(r.time),
+            r.actor,
+            r.action,
+            r.experiment,
+            r.reason or "-",
+            *((r.before or "-", r.after or "-", r.digest) if wide else ()),
+        )
+        for r in records
+    ]
     return Grid(columns, rows)
 
 
@@ -246,7 +269,7 @@ def percent(share: float) -> str:
     return "<0.001%" if 0 < share < 1e-5 else f"{100 * share:.3g}%"
 
 
-def _facts(d: service_pb.DescribeExperimentResponse) -> RenderableType:
+def _facts(d: service_pb.DescribeExperimentResponse, wide: bool) -> RenderableType:
     from rich.table import Table
 
     e = d.experiment
@@ -258,6 +281,10 @@ def _facts(d: service_pb.DescribeExperimentResponse) -> RenderableType:
         made.add_row(label, clean(text))
 
     add("revision", f"{e.metadata.revision}, activation {e.status.activation}, plan {_age(d.plan_time)} old")
+    if wide:
+        for label, text in zip(MORE, _more(e), strict=True):
+            add(label, text)
+        add("lineage", _pairs(e.spec.lineage))
     if e.spec.owner:
         add("owner", e.spec.owner)
     if e.spec.hypothesis:
@@ -284,7 +311,7 @@ def _facts(d: service_pb.DescribeExperimentResponse) -> RenderableType:
     return made
 
 
-def _arms(d: service_pb.DescribeExperimentResponse) -> Grid:
+def _arms(d: service_pb.DescribeExperimentResponse, wide: bool) -> Grid:
     columns = (
         Column("arm"),
         Column("state"),
@@ -298,7 +325,9 @@ def _arms(d: service_pb.DescribeExperimentResponse) -> Grid:
         Column("P(best)", right=True),
         Column("expected loss", right=True),
         Column("pending", right=True),
+        *((Column("model uri"),) if wide else ()),
     )
+    models = {arm.name: arm.model_uri for arm in d.experiment.spec.arms}
     least = min((arm.interval_low for arm in d.arms), default=0.0)
     most = max((arm.interval_high for arm in d.arms), default=0.0)
     decimals = _decimals(arm.interval_high - arm.interval_low for arm in d.arms)
@@ -316,6 +345,7 @@ def _arms(d: service_pb.DescribeExperimentResponse) -> Grid:
             _probability(arm.prob_best),
             f"{arm.expected_loss:.3g}",
             f"{arm.pending:,}",
+            *((models.get(arm.arm) or "-",) if wide else ()),
         )
         for arm in d.arms
     ]

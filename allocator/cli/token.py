@@ -12,9 +12,9 @@ from typing import Annotated, Any
 import typer
 
 from allocator.cli import records
-from allocator.cli.connection import DEFAULT_SERVER, Actor, OutputView, Reason, Server, StoreAddress, Timeout, connected, reached
+from allocator.cli.connection import DEFAULT_SERVER, Actor, Output, OutputView, Reason, Server, StoreAddress, Timeout, connected, reached
 from allocator.cli.failures import complain, hint
-from allocator.cli.output import View, draw, say, say_documents
+from allocator.cli.output import Format, View, draw_list, say, say_documents, say_found
 from allocator.errors import InvalidArgument
 
 token = typer.Typer(help="Make, list, revoke and rotate tokens: who may do what.", no_args_is_help=True)
@@ -71,17 +71,15 @@ def create(
 @token.command("list")
 @connected
 def list_tokens(
-    store: StoreAddress = "", output: OutputView = View.TABLE, server: Server = DEFAULT_SERVER, timeout: Timeout = 10.0
+    store: StoreAddress = "", output: Output = Format.TABLE, server: Server = DEFAULT_SERVER, timeout: Timeout = 10.0
 ) -> None:
     """List the tokens that were not revoked; their texts are kept nowhere."""
     from allocator.v1 import operator_service_pb2 as service_pb
 
     with reached(server, timeout, store) as operator:
         found = operator.pages("ListTokens", service_pb.ListTokensRequest(), "tokens")
-    if output is View.TABLE:
-        draw([records.tokens(found)])
-    else:
-        say_documents(output, found, one=False)
+    wide = output is Format.WIDE
+    say_found(output, found, _id, lambda: draw_list(records.tokens(found, wide=wide)))
 
 
 @token.command()
@@ -90,6 +88,7 @@ def revoke(
     token_id: Id,
     reason: Reason = "",
     store: StoreAddress = "",
+    output: Output = Format.TABLE,
     server: Server = DEFAULT_SERVER,
     timeout: Timeout = 10.0,
     actor: Actor = "",
@@ -99,7 +98,7 @@ def revoke(
 
     with reached(server, timeout, store) as operator:
         reply = operator.call("RevokeToken", service_pb.RevokeTokenRequest(id=token_id, actor=actor, reason=reason))
-    say(f"token {reply.token.id} of {reply.token.principal} revoked")
+    say_found(output, [reply.token], _id, lambda: say(f"token {reply.token.id} of {reply.token.principal} revoked"), one=True)
 
 
 @token.command()
@@ -131,6 +130,10 @@ def _show(reply: Any, output: View) -> None:
     roles = ", ".join(map(records.role, made.roles))
     complain(f"token {made.id} of {made.principal}: {roles} in {', '.join(made.namespaces)}, until {records.moment(made.expire_time)}")
     hint("this is the only time that it is shown; commands take it from --token-file or ALLOCATOR_TOKEN")
+
+
+def _id(made: Any) -> str:
+    return made.id
 
 
 def _number(role: Role) -> int:

@@ -791,7 +791,7 @@ def test_a_full_disk_is_told_in_a_sentence() -> None:
         (("gett",), "no such command 'gett'. Did you mean 'get'?"),
         (("describe",), "missing argument 'NAME'"),
         (("get", "-o", "xml"), "'xml' is not one of 'table', 'wide', 'json', 'yaml', 'name'"),
-        (("describe", "x", "-o", "name"), "'name' is not one of 'table', 'json', 'yaml'"),
+        (("doctor", "-o", "name"), "'name' is not one of 'table', 'json', 'yaml'"),
         (("get", "--timeout", "0"), "greater than or equal to 0.001"),
         (("get", "--timeout", "soon"), "--timeout"),
         (("advance", "x", "--stage", "-1"), "--stage"),

@@ -12,6 +12,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from ruamel.yaml import YAML
+
 from tests.cli.conftest import ALLOCATOR, Said
 
 Run = Callable[..., Said]
@@ -45,6 +47,12 @@ def test_following_in_a_pipe_prints_what_changed_and_ends_with_the_experiment(se
     assert states[0] == "RUNNING"
     assert states[-1] == "ROLLED_BACK"
     assert len(lines) == len(set(lines)), "nothing is printed twice"
+
+
+def test_following_in_yaml_is_a_document_for_each_state(server: Any, run: Run, started: str) -> None:
+    text = "\n".join(_followed(server, run, started, "-o", "yaml"))
+    states = [found["experiment"]["status"]["state"] for found in YAML(typ="safe", pure=True).load_all(text)]
+    assert (states[0], states[-1]) == ("RUNNING", "ROLLED_BACK")
 
 
 def test_following_as_text_shows_each_state(server: Any, run: Run, started: str) -> None:

@@ -165,7 +165,10 @@ COMMANDS = [
 ]
 
 
-@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+TABLES = [*COMMANDS, *((*command, "-o", "wide") for command in COMMANDS if command[0] != "report")]
+
+
+@pytest.mark.parametrize("command", TABLES, ids=" ".join)
 def test_no_table_holds_what_could_steer_a_terminal(attacked, command):
     told = attacked.run(*command)
     assert told.code == 0, told
@@ -205,8 +208,9 @@ def texts(value: Any) -> Iterator[str]:
 
 def test_a_difference_is_plain_too(attacked):
     for number in range(len(TRIES)):
-        told = attacked.run("diff", f"x{number}", "--from", "1", "--to", "1")
-        assert_plain(told.out + told.err)
+        for form in ("table", "json", "yaml"):
+            told = attacked.run("diff", f"x{number}", "--from", "1", "--to", "1", "-o", form)
+            assert_plain(told.out + told.err)
 
 
 def test_an_exported_log_has_one_record_a_line_and_no_formula(attacked):
