@@ -56,6 +56,7 @@ HINTS_BY_REASON = {
     "WRONG_STATE": "`allocator describe NAME` shows where it stands, and what waits",
     "UNKNOWN_PROPOSAL": "`allocator describe NAME` shows what waits",
     "PROPOSAL_EXPIRED": "apply it again, and ask for approvals again",
+    "TOKEN_LOST": "nobody has its text: end it with `allocator token revoke ID`, make room, and make another",
     "TOKEN_RATE": "call less often, or ask for a token with a higher rate",
     "INVALID_SPEC": "mend these fields; `allocator lint -f FILE` checks again without a server",
     "MISSING_PACKAGES": "install them with: pip install '.[sim]'",
@@ -66,7 +67,7 @@ HINTS: dict[type[AllocatorError], str] = {
     Overloaded: "try again in a moment",
 }
 CALL_FLAGS = (
-    *("actor", "reason", "stage", "winner", "server", "selector", "revision", "text", "lifetime", "overlap", "store"),
+    *("actor", "reason", "stage", "winner", "server", "selector", "revision", "text", "lifetime", "overlap", "store", "out"),
     *("tls-ca", "tls-cert", "tls-key", "token-file"),
 )
 SERVE_FLAGS = (

@@ -1,12 +1,20 @@
 """`allocator token`: who may do what.
 
-In: a name, roles, namespaces. Out: a token's text, once, on stdout; what it is on stderr. With `--store` it works on the store itself: that
-is how the first token is made, before a server runs that would ask for one. Whoever can open the store is an admin already.
+In: a name, roles, namespaces. Out: a token's text, once, on stdout or in a file; what it is on stderr. With `--store` it works on the store
+itself: that is how the first token is made, before a server runs that would ask for one. Whoever can open the store is an admin already.
+
+`--out FILE` puts a file in place whole, or leaves the one that is there: a shell's `> FILE` empties it before the command begins, which
+may need that very file to say who asks, and while a service reads it.
 """
 
 from __future__ import annotations
 
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from enum import StrEnum
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -15,9 +23,13 @@ from allocator.cli import records
 from allocator.cli.connection import DEFAULT_SERVER, Actor, Output, OutputView, Reason, Server, StoreAddress, Timeout, connected, reached
 from allocator.cli.failures import complain, hint
 from allocator.cli.output import Format, View, draw_list, say, say_documents, say_found
-from allocator.errors import InvalidArgument
+from allocator.errors import AllocatorError, InvalidArgument
 
 token = typer.Typer(help="Make, list, revoke and rotate tokens: who may do what.", no_args_is_help=True)
+Out = Annotated[
+    Path | None,
+    typer.Option("--out", metavar="FILE", help="Keep it there instead of printing it: whole or not at all, mode 0600.", show_default=False),
+]
 Id = Annotated[str, typer.Argument(metavar="ID", help="The token's id, as `token list` shows it.", show_default=False)]
 
 
@@ -44,6 +56,7 @@ def create(
     lifetime: Annotated[str, typer.Option("--lifetime", metavar="DURATION", help="How long it is good.")] = "90d",
     decide_rate: Annotated[float, typer.Option("--decide-rate", min=0, help="Decide calls a second, on each server.")] = 5000.0,
     report_rate: Annotated[float, typer.Option("--report-rate", min=0, help="Reports a second, on each server.")] = 2000.0,
+    out: Out = None,
     reason: Reason = "",
     store: StoreAddress = "",
     output: OutputView = View.TABLE,
@@ -51,7 +64,7 @@ def create(
     timeout: Timeout = 10.0,
     actor: Actor = "",
 ) -> None:
-    """Make a token and print it. It cannot be shown again: `allocator token create ... > FILE` keeps it."""
+    """Make a token and print it. It cannot be shown again: `allocator token create ... --out FILE` keeps it."""
     from allocator.v1 import operator_service_pb2 as service_pb
 
     request = service_pb.CreateTokenRequest(
@@ -64,8 +77,8 @@ def create(
         actor=actor,
         reason=reason,
     )
-    with reached(server, timeout, store) as operator:
-        _show(operator.call("CreateToken", request), output)
+    with _kept(out) as keep, reached(server, timeout, store) as operator:
+        _show(keep(operator.call("CreateToken", request)), output, out)
 
 
 @token.command("list")
@@ -106,6 +119,7 @@ def revoke(
 def rotate(
     token_id: Id,
     overlap: Annotated[str, typer.Option("--overlap", metavar="DURATION", help="How long both are good.")] = "1h",
+    out: Out = None,
     reason: Reason = "",
     store: StoreAddress = "",
     output: OutputView = View.TABLE,
@@ -117,19 +131,75 @@ def rotate(
     from allocator.v1 import operator_service_pb2 as service_pb
 
     request = service_pb.RotateTokenRequest(id=token_id, overlap=_duration("overlap", overlap), actor=actor, reason=reason)
-    with reached(server, timeout, store) as operator:
-        _show(operator.call("RotateToken", request), output)
+    with _kept(out) as keep, reached(server, timeout, store) as operator:
+        _show(keep(operator.call("RotateToken", request)), output, out)
 
 
-def _show(reply: Any, output: View) -> None:
+def _show(reply: Any, output: View, out: Path | None) -> None:
     if output is not View.TABLE:
         say_documents(output, [reply], one=True)
         return
-    say(reply.text)
+    if out is None:
+        say(reply.text)
     made = reply.token
     roles = ", ".join(map(records.role, made.roles))
     complain(f"token {made.id} of {made.principal}: {roles} in {', '.join(made.namespaces)}, until {records.moment(made.expire_time)}")
-    hint("this is the only time that it is shown; commands take it from --token-file or ALLOCATOR_TOKEN")
+    if out is None:
+        hint("this is the only time that it is shown; commands take it from --token-file or ALLOCATOR_TOKEN")
+    else:
+        complain(f"wrote {out}")
+
+
+@contextmanager
+def _kept(out: Path | None) -> Iterator[Callable[[Any], Any]]:
+    """What puts a reply's text into the file, and gives the reply back without it; without a file, as it is.
+
+    Whether the file can be written is known before anything is asked for. Until the text is on the disk, the file stays what it was. It is
+    for its owner alone (mode 0600): who writes it, or where root writes, whose it was.
+    """
+    if out is None:
+        yield lambda reply: reply
+        return
+    target = Path(os.path.realpath(out))  # a link stays a link
+    if target.exists() and not target.is_file():  # a directory; or a device, which would be gone afterwards
+        raise InvalidArgument.of_field("out", f"got {out}, which is no file; the name of one is allowed", reason="CANNOT_WRITE")
+    try:
+        handle, made = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+    except OSError as exc:
+        raise InvalidArgument.of_field("out", f"{out} cannot be written: {exc.strerror}", reason="CANNOT_WRITE") from exc
+
+    def keep(reply: Any) -> Any:
+        try:
+            with suppress(FileNotFoundError, PermissionError):
+                before = os.stat(target)
+                os.fchown(handle, before.st_uid, before.st_gid)
+            text = f"{reply.text}\n".encode()
+            while text:
+                text = text[os.write(handle, text) :]
+            os.fsync(handle)
+            os.replace(made, target)
+            _sync(target.parent)
+        except OSError as exc:
+            lost = f"token {reply.token.id} was made, and {out} cannot be written: {exc.strerror}"
+            raise AllocatorError(lost, reason="TOKEN_LOST") from exc
+        reply.ClearField("text")
+        return reply
+
+    try:
+        yield keep
+    finally:
+        os.close(handle)
+        with suppress(FileNotFoundError):
+            os.unlink(made)
+
+
+def _sync(folder: Path) -> None:
+    """Make a rename in a folder last."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def _id(made: Any) -> str:
