@@ -1,9 +1,9 @@
 """An operator's command → lifecycle → store with its audit record, in one step, and in force when the method returns.
 
-In: names, who, why. Out: the record as it now is. Making things safer is always allowed; what makes them riskier asks for a reason, the
-right state and the evidence, and where the spec says so for approvals: then the command becomes the record's `proposal`, and `agree` of
-the last person needed carries it out. Break-glass carries it out at once, and says so loudly. Every command is refused whole or carried
-out whole.
+In: names, who, why. Out: the record as it now is. Making things safer is always allowed; what makes them riskier asks for the right
+state and the evidence, and where the spec says so for approvals: then the command becomes the record's `proposal`, and `agree` of
+the last person needed carries it out. Break-glass carries it out at once, and says so loudly. A reason is asked for where somebody
+will look for one: to freeze, resume, roll back, conclude, reject, and for break-glass. Every command is refused whole or carried out whole.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import re
@@ -21,7 +22,7 @@ import typer
 from ruamel.yaml import YAML
 
 import allocator.server
-from allocator.cli import connection, output, tables
+from allocator.cli import app, connection, output, tables
 from allocator.errors import (
     AllocatorError,
     AlreadyExists,
@@ -336,6 +337,16 @@ def test_what_the_audit_is_read_for_needs_a_reason(run: Run, started: str, verb:
     assert told.err.startswith("error: missing option '--reason'")
     assert run(verb, started, "--reason", " ").err == "error: --reason: got nothing; say why, it goes to the audit\n"
     assert document(run("get", started, "-o", "json"))["status"]["state"] == "RUNNING"
+
+
+def test_the_readme_names_the_commands_that_need_a_reason() -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    told = re.search(r"moves an experiment; (.*) and whatever says `--break-glass` need `--reason`", readme)[1]
+    reasons = {
+        command.callback.__name__: inspect.signature(command.callback).parameters.get("reason") for command in app.registered_commands
+    }
+    needed = {name for name, reason in reasons.items() if reason is not None and reason.default is inspect.Parameter.empty}
+    assert set(re.findall(r"`(\w+)`", told)) == needed
 
 
 def test_the_actor_is_whoever_is_logged_in_unless_named(
