@@ -115,7 +115,7 @@ class Commands:
             if before.experiment == experiment:
                 return before, False, False
             check_revision(before, experiment)
-            risks = () if before.status.state is State.DRAFT else tuple(riskier(before.experiment, experiment))
+            risks = () if before.status.state is State.DRAFT else tuple(riskier(before.experiment, experiment, before.status.stage))
             waits = bool(risks and self._required(before.experiment))
             if waits and not break_glass:
                 found = self._proposed(
