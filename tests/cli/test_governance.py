@@ -85,6 +85,13 @@ def test_what_is_in_force_and_what_is_new_is_told_before_it_is_applied(run: Run,
     assert run("apply", "-f", path, "--diff").out == f"experiment default/{name} unchanged\n"
 
 
+def test_a_stage_is_approved_of_the_spec_that_was_seen(run: Run, started: str) -> None:
+    (revision,) = json.loads(run("revisions", started, "-o", "json").out)
+    assert run("approve", started, "--revision", revision["digest"], "--actor", "bob").out == f"experiment default/{started} approved\n"
+    other = run("approve", started, "--revision", "0" * 64, "--actor", "bob")
+    assert (other.code, "no such proposal waits" in other.err) == (3, True)
+
+
 def test_a_log_is_taken_along_as_lines_or_as_a_sheet(run: Run, approved: tuple[str, str]) -> None:
     _, name = approved
     lines = [json.loads(line) for line in run("audit", "export", name).out.splitlines()]
