@@ -16,6 +16,7 @@ from enum import Enum
 from allocator.core.decider import Exposure
 from allocator.core.decision_id import DecisionId, read
 from allocator.core.outcome import Outcome
+from allocator.core.record import REWARD
 from allocator.engine.exposures import ExposureBatch, Lives, batch_rows, exposure_rows
 from allocator.engine.registry import Registry
 from allocator.errors import InvalidArgument, Violation
@@ -54,14 +55,18 @@ COUNTED = {
 
 
 class Ingest:
-    """Reads ids, checks values, counts. `committed` is called after each commit that counted something."""
+    """Reads ids, checks values, counts.
+
+    `urgent` is called after each commit with a loss in it that a guardrail looks at. Whatever else was counted can wait for the next
+    refresh of the weights: what has not been reported yet counts as harmless, so the evidence of harm rises by losses alone.
+    """
 
     def __init__(
         self,
         store: Store,
         registry: Registry,
         clock: Clock,
-        committed: Callable[[], None],
+        urgent: Callable[[], None],
         refuse: Callable[[], None],
         catch_up: Callable[[], None],
     ) -> None:
@@ -69,7 +74,7 @@ class Ingest:
         self._store = store
         self._registry = registry
         self._clock = clock
-        self._committed = committed
+        self._urgent = urgent
         self._refuse = refuse
         self._catch_up = catch_up
         self.key = b""
@@ -125,7 +130,8 @@ class Ingest:
                     result = answers[row.uid, what] = Result(*COUNTED[what], self._name(row.uid))
                 results[place] = result
             lost += sum(count for (_, count), what in zip(others, counted[len(rows) :], strict=True) if what is Counted.LATE)
-            self._committed()
+            if _losses(rows):
+                self._urgent()
         return [result for result in results if result is not None], lost
 
     def read(self, decision_id: str) -> DecisionId:
@@ -191,6 +197,12 @@ class Ingest:
     def _name(self, uid: str) -> str:
         record = self._registry.of_uid(uid)
         return record.name if record is not None else ""
+
+
+def _losses(rows: Sequence[OutcomeRow]) -> bool:
+    """Does any guardrail see a loss in these? Rows that say the same share their contributions, and are looked at once."""
+    distinct = {id(row.contributions): row.contributions for row in rows}
+    return any(cell.total > 0 and cell.stream != REWARD for contributions in distinct.values() for _, cell in contributions)
 
 
 def _whole(outcome: Outcome) -> bool:

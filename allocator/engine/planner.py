@@ -1,8 +1,9 @@
 """The planner: statistics → plan → store, with its audit records → publish → leases.
 
 In: which experiments have new outcomes, and the time. Out: new weights and state changes, stored and in force. One thread carries it out.
-It is woken when outcomes were committed and looks at the guardrails of those experiments at once; weights follow at each refresh. An
-experiment to which nothing happens costs nothing: it is looked at when something of it is due; what is due stands in a heap.
+It is woken when losses were committed and looks at the guardrails of those experiments at once; what else was counted is taken along at
+each refresh, when weights follow. An experiment to which nothing happens costs nothing: it is looked at when something of it is due; what
+is due stands in a heap.
 
 Of all servers on one store one plans, for a term; the others follow: they publish what it saved, and keep their own leases of budgets
 filled. A server that takes over looks at every experiment once, some at a time, those with new outcomes first. Its writes carry the
@@ -106,7 +107,7 @@ class Planner:
         self.last: dict[str, Planned] = {}
 
     def wake(self) -> None:
-        """Outcomes were committed or a record was changed: look now."""
+        """Losses were committed or a record was changed: look now."""
         self._woken.set()
 
     def start(self) -> None:
