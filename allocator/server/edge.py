@@ -171,6 +171,7 @@ class Edge:
         await self._grpc.stop(self._config.grace_seconds)
         for task in self._tasks:
             task.cancel()
+        await self._servicer.intake.close()
         if self._web is not None:
             self._web.shutdown()
             self._web.server_close()

@@ -166,6 +166,7 @@ class Server:
         await self._grpc.stop(self._config.grace_seconds)
         for task in self._tasks:
             task.cancel()
+        await self._allocator.intake.close()
         if self._web is not None:
             self._web.shutdown()
             self._web.server_close()
