@@ -58,9 +58,8 @@ def test_a_second_report_with_another_metric_adds_that_metric_only(store, at_onc
 
 
 def test_what_is_added_without_waiting_is_answered_alike(store):
-    first = store.add_soon([outcome(1), outcome(2)], [exposure(decisions=4)])
-    again = store.add_soon([outcome(1), outcome(3)])
-    assert (first.result(30), again.result(30)) == ([ACCEPTED, ACCEPTED], [DUPLICATE, ACCEPTED])
+    assert store.add_soon([outcome(1), outcome(2)], [exposure(decisions=4)]).result(30) == [ACCEPTED, ACCEPTED]
+    assert store.add_soon([outcome(1), outcome(3)]).result(30) == [DUPLICATE, ACCEPTED]
     assert store.add([outcome(2), outcome(3)]) == [DUPLICATE, DUPLICATE]
     assert sum(found.count for found in store.cells(UID)) == 3 + 4
     store.close()
