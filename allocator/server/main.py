@@ -108,7 +108,7 @@ class Server:
                 self._clock,
                 self._entropy,
                 config.refresh_seconds,
-                lambda planned: metrics.planned(planned),
+                lambda planned: metrics.plan_duration.observe(planned.duration_seconds),
                 keepsake=keepsake,
                 holder=f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}",
             )
@@ -120,6 +120,7 @@ class Server:
                 held=lambda: len(self.engine.registry.held),
                 diverged=lambda: self.engine.registry.divergences,
             )
+            metrics.watch_experiments(lambda: self.engine.live.snapshot, self.engine.planner.last)
             self.engine.commands.identified = config.access == "tokens"
             self.engine.commands.least_approvals = config.least_approvals
             self.engine.commands.broken_glass = metrics.break_glass.inc
