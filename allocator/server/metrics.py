@@ -58,7 +58,9 @@ class Metrics:
         )
         self.rpcs = Tally("allocator_rpcs", "Calls answered, by method and status code.", ["method", "code"], registry)
         self.shed = Tally("allocator_shed", "Calls refused for want of room, by method.", ["method"], registry)
-        self.audit_broken = Counter("allocator_audit_broken", "Audit records found not to fit the one before.", registry=registry)
+        self.audit_broken = Counter(
+            "allocator_audit_broken", "Audit records found not to fit, to be lost, or not to be those of a checkpoint.", registry=registry
+        )
         self.break_glass = Counter("allocator_break_glass", "Riskier changes carried out without their approvals.", registry=registry)
         self.dropped = Tally("allocator_dropped", "Calls whose caller had gone when their turn came, by method.", ["method"], registry)
         self.watchers = Gauge("allocator_snapshot_watchers", "Open WatchSnapshots streams.", registry=registry)
