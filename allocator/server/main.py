@@ -58,6 +58,7 @@ FLUSH_SECONDS = 0.25
 FIRST_EXPERIMENTS = 16  # planned before the server is ready; the others' turn comes at once, while it serves
 RETRY_SECONDS = 1.0  # after the store did not take something
 CHECKPOINT_SECONDS = 60.0
+INSECURE_SECONDS = 60.0
 TOKENS_SECONDS = 0.5  # between two looks at the tokens: with a stream's heartbeat, a revoked one ends within 2 s everywhere
 MAX_MESSAGE = 4 << 20
 
@@ -114,6 +115,7 @@ class Server:
             )
             self.engine.keeper.items = self.tokens.remembered
             metrics = self.metrics = Metrics(registry, self.engine.live.age)
+            metrics.insecure.set(bool(config.insecurity))
             metrics.watch_store(
                 plans=self.engine.term.in_force,
                 lost=lambda: bool(self.engine.keeper.lost),
@@ -144,6 +146,8 @@ class Server:
         self.engine.planner.start()
         await self._grpc.start()
         self._tasks += [asyncio.create_task(task) for task in (self._flush(), self._lease(), self._look_at_tokens(), self._checkpoint())]
+        if config.insecurity:
+            self._tasks.append(asyncio.create_task(keep_warning("server.insecure", self.address, config.insecurity)))
         if specs_wait:
             self._tasks.append(asyncio.create_task(self._load_specs()))
         for name in ("", *SERVICES):
@@ -334,6 +338,13 @@ def bind(server: grpc.aio.Server, listen: str, tls_cert: str = "", tls_key: str 
     return f"{host}:{bound or port}"
 
 
+async def keep_warning(event: str, address: str, lacks: str) -> None:
+    """Say now and each minute that calls from other machines are not encrypted or authenticated: a line at the start is soon forgotten."""
+    while True:
+        log.warning(event, address=address, lacking=lacks, advice="whoever reaches it may decide, report and operate; see security.md")
+        await asyncio.sleep(INSECURE_SECONDS)
+
+
 def open_store(address: str, entropy: Entropy, clock: Clock | None = None) -> Store:
     """The store of a `Config.store` address. A Redis store need not be there yet; the others must be whole."""
     clock = clock or SystemClock()
@@ -428,6 +439,9 @@ def serve_metrics(listen: str, registry: CollectorRegistry, ready: Callable[[], 
     except OSError as exc:
         raise Unavailable(f"cannot listen on {listen} for metrics: {exc.strerror}", reason="ADDRESS_IN_USE", listen=listen) from exc
     web.set_app(app)
+    if not is_loopback(listen):
+        address = "{}:{}".format(*web.server_address[:2])
+        log.warning("metrics.beyond_loopback", address=address, advice="it names experiments and arms to whoever reaches it")
     threading.Thread(target=web.serve_forever, name="metrics", daemon=True).start()
     return web
 

@@ -63,6 +63,9 @@ class Metrics:
         )
         self.break_glass = Counter("allocator_break_glass", "Riskier changes carried out without their approvals.", registry=registry)
         self.dropped = Tally("allocator_dropped", "Calls whose caller had gone when their turn came, by method.", ["method"], registry)
+        self.insecure = Gauge(
+            "allocator_insecure", "1 while calls from other machines are not encrypted, or not asked for tokens.", registry=registry
+        )
         self.watchers = Gauge("allocator_snapshot_watchers", "Open WatchSnapshots streams.", registry=registry)
         snapshot_age = Gauge(
             "allocator_snapshot_age_seconds", "Seconds since the planner last confirmed the snapshot.", registry=registry
