@@ -121,6 +121,7 @@ class Edge:
         self._low = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
         self._web: WSGIServer | None = None
+        self._draining = False
         self.address = ""
         self.metrics_address = ""
 
@@ -149,7 +150,7 @@ class Edge:
         self._grpc = self._build()
         self.address = bind(self._grpc, config.listen, config.tls_cert, config.tls_key, config.tls_client_ca)
         if config.metrics:
-            self._web = serve_metrics(config.metrics, registry, self.relay.ready.is_set)
+            self._web = serve_metrics(config.metrics, registry, lambda: self.relay.ready.is_set() and not self._draining)
             self.metrics_address = "{}:{}".format(*self._web.server_address[:2])
         self.relay.decider.low = self._low.set
         self.relay.start()
@@ -174,6 +175,7 @@ class Edge:
     async def stop(self) -> None:
         """Drain: say so, let callers notice, finish what is under way, send what is counted."""
         log.info("edge.draining", seconds=self._config.drain_seconds)
+        self._draining = True
         await self._health.enter_graceful_shutdown()
         await asyncio.sleep(self._config.drain_seconds)
         self._servicer.feed.close()

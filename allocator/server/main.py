@@ -86,6 +86,7 @@ class Server:
         self._tasks: list[asyncio.Task[None]] = []
         self._low = asyncio.Event()
         self._log: DecisionLog | None = None
+        self._draining = False
         self.address = ""
         self.metrics_address = ""
 
@@ -165,6 +166,7 @@ class Server:
     async def stop(self) -> None:
         """Drain: say so, let callers notice, finish what is under way, store what is counted."""
         log.info("server.draining", seconds=self._config.drain_seconds)
+        self._draining = True
         await self._health.enter_graceful_shutdown()
         await asyncio.sleep(self._config.drain_seconds)
         self._allocator.feed.close()
@@ -231,7 +233,7 @@ class Server:
 
     def _ready(self) -> bool:
         """Decisions are answered, from whatever is known: a server without its store is no reason to send callers nowhere."""
-        return self.engine.started
+        return self.engine.started and not self._draining
 
     async def _lease(self) -> None:
         """Keep the leases of budgets filled: soon when one runs low, and at intervals since limits grow."""

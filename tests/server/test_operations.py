@@ -19,6 +19,7 @@ from allocator.server.config import Config
 from allocator.server.edge import Edge, EdgeConfig
 from allocator.server.main import Server
 from allocator.v1 import allocator_service_pb2 as service_pb
+from tests.processes import free_address
 from tests.server.test_end_to_end import started
 
 
@@ -75,6 +76,19 @@ async def test_the_web_address_says_alive_and_ready_and_nothing_else(running):
     assert (await fetch(running.server.metrics_address, "/livez"))[0] == 200
     assert (await fetch(running.server.metrics_address, "/readyz"))[0] == 200
     assert (await fetch(running.server.metrics_address, "/etc/passwd"))[0] == 404
+
+
+async def test_a_server_without_its_store_is_ready_and_one_that_drains_is_not(tmp_path):
+    gone = f"redis://{free_address()}"
+    server = Server(Config(listen="127.0.0.1:0", metrics="127.0.0.1:0", store=gone, state=str(tmp_path), drain_seconds=0.5))
+    await server.start()
+    assert not server.engine.live.snapshot.entries
+    assert (await fetch(server.metrics_address, "/readyz"))[0] == 200
+    stopping = asyncio.create_task(server.stop())
+    await asyncio.sleep(0)  # it has begun
+    assert (await fetch(server.metrics_address, "/readyz"))[0] == 503
+    assert (await fetch(server.metrics_address, "/livez"))[0] == 200
+    await stopping
 
 
 async def test_calls_under_way_end_while_the_server_drains(running):
