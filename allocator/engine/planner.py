@@ -104,7 +104,7 @@ class Planner:
         self._thread: threading.Thread | None = None
         self._stop_listening: Callable[[], None] | None = None
         self._pass_lock = threading.Lock()
-        self.last: dict[str, Planned] = {}
+        self.last: dict[str, Planned] = {}  # of each uid that is planned here; another planner knows better, and the end needs none
 
     def wake(self) -> None:
         """Losses were committed or a record was changed: look now."""
@@ -258,6 +258,7 @@ class Planner:
         self._number = None
         self._pace = now - self._clock.monotonic()
         self._asked.clear()
+        self.last.clear()
         self._live.confirm(self._follower.confirmed)
         if self._registry.leased:
             self._mark, changed = self._store.changed(self._mark)
@@ -295,6 +296,7 @@ class Planner:
         if record.status.state in (State.DRAFT, State.ROLLED_BACK, State.CONCLUDED):
             self._due.set(record.uid, math.inf)
             self._grants.renew(record.uid, None)
+            self.last.pop(record.uid, None)
             return None
         started = time.perf_counter()
         try:

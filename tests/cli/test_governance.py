@@ -116,6 +116,19 @@ def test_checkpoints_are_read_from_files_and_must_be_checkpoints(run: Run, appro
     assert run("audit", "verify", "--checkpoint", str(tmp_path / "nowhere")).code == 2
 
 
+def test_half_a_line_of_a_checkpoint_file_is_passed_over_and_said_to_be(run: Run, approved: tuple[str, str], tmp_path: Path) -> None:
+    head = json.loads(run("audit", "export").out.splitlines()[-1])
+    line = json.dumps({"time": 1.0, "sequence": head["sequence"], "digest": head["digest"]})
+    path = tmp_path / "heads"
+    path.write_text(f"{line}\n{line[:30]}\n{line}\n{line[:40]}")
+    told = run("audit", "verify", "--checkpoint", str(path))
+    assert told.code == 0
+    assert "holds 2 checkpoints" in told.out
+    assert told.err == f"{path}: lines 2, 4 are not whole (a server was killed, or had no room, while it wrote) and are passed over\n"
+    path.write_text(json.dumps({"sequence": 1, "digest": "0" * 64}) + "\n" + line[:40])
+    assert run("audit", "verify", "--checkpoint", str(path)).code == 1, "the lines that are whole count"
+
+
 def test_tokens_are_made_listed_rotated_and_revoked_on_a_store(tmp_path: Path) -> None:
     store = ("--store", f"sqlite:{tmp_path / 'a.db'}")
     roles = ("--role", "decide", "--role", "report", "-n", "default", "-n", "shop")
