@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import NamedTuple, Protocol
@@ -156,6 +157,9 @@ class Store(Protocol):
         network nobody knows: outcomes may be sent again. Exposures that were accepted and then did not get through are the store's to
         send again: they count once, as long as the process lives.
         """
+
+    def add_soon(self, outcomes: Sequence[OutcomeRow], exposures: Sequence[ExposureRow] = ()) -> Future[list[Counted]]:
+        """As `add`, for callers who must not wait: the future gets what `add` returns or raises, from any thread."""
 
     def cells(self, uid: str) -> list[Cell]:
         """Open cells of an experiment, in any order."""

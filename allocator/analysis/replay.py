@@ -73,20 +73,22 @@ def _decide(entry: Entry, decision: DecisionId, request: Request, steps: list[st
         steps.append(f"its attributes put it into the segment {entry.segment_names[segment]}")
     elif len(entry.segment_names) > 1:
         steps.append(f"the id says the segment {_segment(entry, segment)}")
+    whence = "by its attributes" if request.attributes is not None else "as logged; attributes are not kept"
+    not_so = whence if request.attributes is not None or request.reason else "assumed: no attributes were given"
+    if ruled is Reason.OPTED_OUT:
+        steps.append(f"opted out ({whence}): the incumbent, and nothing is learned")
+        return incumbent, SLOTS, ruled
+    if entry.opt_out:
+        steps.append(f"not opted out ({not_so})")
     if ruled is Reason.STALE:
         steps.append(f"the snapshot was older than its lease of {entry.lease_seconds:g} s (as logged): everyone gets the incumbent")
         return incumbent, SLOTS, ruled
     steps.append("the snapshot was within its lease")
-    whence = "by its attributes" if request.attributes is not None else "as logged; attributes are not kept"
-    for kind, rule, yes, no in (
-        (Reason.OPTED_OUT, entry.opt_out, "opted out", "not opted out"),
-        (Reason.NOT_TARGETED, entry.target, "not targeted", "targeted"),
-    ):
-        if ruled is kind:
-            steps.append(f"{yes} ({whence}): the incumbent, and nothing is learned")
-            return incumbent, SLOTS, kind
-        if rule:
-            steps.append(f"{no} ({whence if request.attributes is not None or request.reason else 'assumed: no attributes were given'})")
+    if ruled is Reason.NOT_TARGETED:
+        steps.append(f"not targeted ({whence}): the incumbent, and nothing is learned")
+        return incumbent, SLOTS, ruled
+    if entry.target:
+        steps.append(f"targeted ({not_so})")
     if entry.pins:
         pinned = entry.pins.get(request.unit_hash.encode()) if request.unit_hash else None
         if not request.unit_hash:

@@ -10,7 +10,6 @@ import csv
 import io
 import json
 from enum import StrEnum
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -28,7 +27,7 @@ from allocator.cli.connection import (
     connected,
     reached,
 )
-from allocator.cli.failures import clean
+from allocator.cli.failures import clean, complain
 from allocator.cli.output import Format, View, draw_list, say, say_documents, say_found, write
 from allocator.errors import AllocatorError, InvalidArgument
 
@@ -37,7 +36,6 @@ if TYPE_CHECKING:
 
 FIELDS = ("sequence", "time", "actor", "action", "experiment", "reason", "before", "after", "digest")
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
-MAX_CHECKPOINTS = 10_000
 
 audit = typer.Typer(help="Read the audit log, and check that nobody has changed it.", no_args_is_help=True)
 MaybeName = Annotated[
@@ -149,18 +147,18 @@ def _wanted(name: str | None, namespace: str) -> Any:
 
 
 def _heads(path: str) -> list[Any]:
-    """The newest checkpoints of a file. Raises InvalidArgument for a line that is none."""
+    """The newest checkpoints of a file; half lines are passed over and told. Raises InvalidArgument for a whole one that is none."""
+    from allocator.server.checkpoints import read_heads
     from allocator.v1 import allocator_pb2 as pb
 
-    found = []
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        found = read_heads(path)
     except OSError as exc:
         raise InvalidArgument.of_field(path, f"cannot be read: {exc.strerror}", reason="CANNOT_READ") from exc
-    for number, line in enumerate(lines, 1):
-        try:
-            document = json.loads(line)
-            found.append(pb.AuditHead(sequence=document["sequence"], digest=document["digest"]))
-        except (ValueError, TypeError, KeyError) as exc:
-            raise InvalidArgument.of_field(f"{path}:{number}", "got no checkpoint; a line with sequence and digest is allowed") from exc
-    return found[-MAX_CHECKPOINTS:]
+    if found.foreign:
+        raise InvalidArgument.of_field(f"{path}:{found.foreign[0]}", "got no checkpoint; a line with sequence and digest is allowed")
+    if found.torn:
+        lines = f"line {found.torn[0]} is" if len(found.torn) == 1 else f"lines {', '.join(map(str, found.torn))} are"
+        verb = "is" if len(found.torn) == 1 else "are"
+        complain(f"{path}: {lines} not whole (a server was killed, or had no room, while it wrote) and {verb} passed over")
+    return [pb.AuditHead(sequence=head.sequence, digest=head.digest) for head in found.heads]

@@ -46,7 +46,10 @@ def approve(
     revision: Annotated[
         str,
         typer.Option(
-            "--revision", metavar="DIGEST", help="The pending proposal, as `describe` names it.", show_default="the next ramp stage"
+            "--revision",
+            metavar="DIGEST",
+            help="The pending proposal, as `describe` names it; or the spec you saw, as `revisions` names it: its next ramp stage.",
+            show_default="the next ramp stage",
         ),
     ] = "",
     reason: Reason = "",
@@ -57,7 +60,7 @@ def approve(
 ) -> None:
     """Agree to what somebody proposed, or to entering the next ramp stage."""
     reply = _command("Approve", server, timeout, experiment=name, actor=actor, reason=reason, revision=revision)
-    done = "" if reply.pending or not revision else ", and it is in force"
+    done = "" if reply.pending or reply.stage else ", and it is in force"
     tell_change(output, reply, lambda _: f"approved{done}")
 
 

@@ -186,17 +186,20 @@ def shadow_of(entry: Entry, reason: Reason, hashed: bytes) -> int:
 
 
 def foresee(entry: Entry, attributes: Mapping[str, str], stale: bool = False) -> tuple[int, Reason | None]:
-    """What is known before the unit is: the segment, and the reason that gives any unit the incumbent, or None."""
+    """What is known before the unit is: the segment, and the reason that gives any unit the incumbent, or None.
+
+    Opting out comes first: who did is counted nowhere, also while decisions are STALE, which count.
+    """
     segment = len(entry.segments)
     if segment:
         for index, match in enumerate(entry.segments):
             if _matches(match, attributes):
                 segment = index
                 break
-    if stale:
-        return segment, Reason.STALE
     if entry.opt_out and attributes.get(entry.opt_out, "").lower() not in NOT_OPTED_OUT:
         return segment, Reason.OPTED_OUT
+    if stale:
+        return segment, Reason.STALE
     if entry.target and not _matches(entry.target, attributes):
         return segment, Reason.NOT_TARGETED
     return segment, None

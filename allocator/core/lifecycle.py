@@ -63,14 +63,21 @@ ADVICE = {
 
 
 @dataclass(frozen=True, slots=True)
+class StageApproval:
+    """Somebody agreed, at `seconds`, to enter the next stage of the revision then in force."""
+
+    actor: str
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
 class Status:
     """Where one experiment stands. Times are seconds since the epoch.
 
     activation: 1, one more with each resume; evidence starts again with each. drained: names of arms that breached. recommended:
     the arm that the stop rule names, or "". winner: the arm that a concluded experiment serves, or "". stage_outcomes: rewards counted
-    for each arm when the stage was entered. alerted:
-    `what/arm` of what was told and changes nothing more by itself (a breach with ALERT or HOLD, a sample ratio mismatch, a budget used
-    up), so that each is told once.
+    for each arm when the stage was entered. approvals: of the next stage, void after any revision. alerted: `what/arm` of what was told
+    and changes nothing more by itself (a breach with ALERT or HOLD, a sample ratio mismatch, a budget used up), so that each is told once.
     """
 
     state: State = State.DRAFT
@@ -83,7 +90,7 @@ class Status:
     stage_since_seconds: float = 0.0
     stage_outcomes: tuple[int, ...] = ()
     started_seconds: float = 0.0
-    approvers: tuple[str, ...] = ()
+    approvals: tuple[StageApproval, ...] = ()
     drained: tuple[str, ...] = ()
     alerted: tuple[str, ...] = ()
     recommended: str = ""
@@ -107,7 +114,7 @@ def step(status: Status, event: Event, *, reason: str, now: float, winner: str =
         )
     after = replace(status, state=state, reason=reason, since_seconds=now)
     if event is Event.STARTED:
-        return replace(after, stage=0, stage_since_seconds=now, started_seconds=now, approvers=())
+        return replace(after, stage=0, stage_since_seconds=now, started_seconds=now, approvals=())
     if state is State.FROZEN:
         return replace(after, freeze_epoch=max(status.freeze_epoch, status.resume_epoch) + 1)
     if event is Event.RESUMED:
@@ -116,7 +123,7 @@ def step(status: Status, event: Event, *, reason: str, now: float, winner: str =
             resume_epoch=status.freeze_epoch + 1,
             activation=status.activation + 1,
             stage_since_seconds=now,
-            approvers=(),
+            approvals=(),
             drained=(),
             alerted=(),
         )

@@ -144,7 +144,7 @@ def carried_out(record: Record, made: Plan, now: float) -> Record | None:
 
 def enter_stage(status: Status, stage: int, outcomes: Sequence[int], now: float) -> Status:
     """The status at the beginning of a stage: time, outcomes and approvals count anew."""
-    return replace(status, stage=stage, stage_since_seconds=now, stage_outcomes=tuple(int(count) for count in outcomes), approvers=())
+    return replace(status, stage=stage, stage_since_seconds=now, stage_outcomes=tuple(int(count) for count in outcomes), approvals=())
 
 
 def closed_evidence(record: Record, found: Tally, now: float) -> tuple[Stream, ...]:

@@ -1,7 +1,8 @@
 """The ramp: stage, evidence and time in; advance, or what is still missing, out.
 
 Exposure widens only on evidence: a stage is left when its least duration and outcomes are there, no guardrail holds or warns, every one
-is proven safe since the stage began, and as many people as the next stage asks for have agreed. Stepping back needs nothing. Draws that
+is proven safe since the stage began, and as many people as the next stage asks for have agreed, to this revision and not too long ago
+(`approval.expiry`). Stepping back needs nothing. Draws that
 contradicted the weights hold it for the rest of the activation: nobody knows what else went astray, and no evidence mends that.
 A shadow stage serves no candidate, so no outcome can prove anything in it: it asks for time and people only.
 """
@@ -20,6 +21,12 @@ MISMATCH = "SAMPLE_RATIO"  # how `Status.alerted` says that an arm was not drawn
 def mismatched(status: Status) -> tuple[str, ...]:
     """Arms that were not drawn as often as their weights say, in this activation."""
     return tuple(told.partition("/")[2] for told in status.alerted if told.partition("/")[0] == MISMATCH)
+
+
+def approvers(experiment: Experiment, status: Status, now: float) -> tuple[str, ...]:
+    """Who has agreed to the next stage, by approvals that have not expired."""
+    oldest = now - experiment.approval.expiry_seconds
+    return tuple(approval.actor for approval in status.approvals if approval.seconds > oldest)
 
 
 def waiting_for(
@@ -54,7 +61,7 @@ def waiting_for(
                 missing.append(f"proof that {name} has recovered on {', '.join(judgement.warned)}")
             elif judgement.unproven:
                 missing.append(f"proof that {name} is safe on {', '.join(judgement.unproven)}")
-    short = coming.approvals - len(status.approvers)
+    short = coming.approvals - len(approvers(experiment, status, now))
     if short > 0:
         missing.append(f"{short} more approval{'s' if short > 1 else ''} of stage {status.stage + 1} ({coming.cap:.0%})")
     return tuple(missing)

@@ -11,23 +11,26 @@ spec that nobody wrote. Whoever wants the safer part now applies it alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields
 
-from allocator.core.experiment import BreachAction, Conclude, ConcludeAction, Experiment, Guardrail, PolicyKind
+from allocator.core.experiment import BreachAction, Conclude, ConcludeAction, Experiment, Guardrail, PolicyKind, RampStage
 
 Sentences = Iterable[str]
 STRENGTH = {BreachAction.FREEZE: 3, BreachAction.DRAIN: 2, BreachAction.HOLD: 1, BreachAction.ALERT: 0}
 
 
-def riskier(before: Experiment, after: Experiment) -> list[str]:
-    """What becomes riskier, a sentence each, in the order of the spec."""
-    return [
+def riskier(before: Experiment, after: Experiment, stage: int = 0) -> list[str]:
+    """What becomes riskier, a sentence each, in the order of the spec. stage: of the ramp, in force now."""
+    found = [
         sentence
         for field in fields(Experiment)
         if getattr(before, field.name) != getattr(after, field.name)
         for sentence in RULES[field.name](before, after)
     ]
+    if stage:
+        found += _stage_in_force(before, after, stage)
+    return list(dict.fromkeys(found))
 
 
 def _neutral(_before: Experiment, _after: Experiment) -> Sentences:
@@ -65,8 +68,10 @@ def _policy(before: Experiment, after: Experiment) -> Sentences:
     if old.kind is not new.kind:
         yield f"the policy changes from {old.kind.value} to {new.kind.value}"
     yield from _rises("policy.floor", old.floor, new.floor)
-    yield from _falls("policy.power", old.power, new.power)
-    yield from _falls("policy.beta", old.beta, new.beta)
+    for name in ("power", "beta"):  # more of it sharpens, less of it spreads: either way some candidate gets more
+        was, now = getattr(old, name), getattr(new, name)
+        if was != now:
+            yield f"policy.{name} changes from {was:g} to {now:g}: some candidates get more"
     if new.floor_schedule and not old.floor_schedule:
         yield "policy.floorSchedule gives every candidate a share, whatever is known of it"
     if old.half_life_seconds != new.half_life_seconds:
@@ -159,15 +164,53 @@ def _pins(before: Experiment, after: Experiment) -> Sentences:
 
 
 def _ramp(before: Experiment, after: Experiment) -> Sentences:
+    """Stage by stage while there are as many; and, however the stages were cut, what it takes to get beyond each level of exposure.
+
+    Without the second, a stage put in between would move an approval or a proof from the step that matters to one that does not.
+    """
     old, new = before.stages, after.stages
-    for index, stage in enumerate(new):
-        if index >= len(old):
-            yield from _rises(f"stage {index} is added: cap", old[-1].cap, stage.cap)
+    if len(old) == len(new):
+        for index, (was, now) in enumerate(zip(old, new, strict=True)):
+            yield from _rises(f"stage {index}: cap", was.cap, now.cap)
+            yield from _falls(f"stage {index}: minDuration", was.min_duration_seconds, now.min_duration_seconds)
+            yield from _falls(f"stage {index}: minOutcomes", was.min_outcomes, now.min_outcomes)
+            yield from _falls(f"stage {index}: approvals", was.approvals, now.approvals)
+    yield from _beyond(old, new)
+
+
+def _stage_in_force(before: Experiment, after: Experiment, stage: int) -> Sentences:
+    """What the new ramp changes at once, and on the rest of the way."""
+    old, new = before.stages[stage:], after.stages[stage:]
+    if old and new:
+        yield from _rises(f"stage {stage}, which is in force: cap", old[0].cap, new[0].cap)
+        yield from _beyond(old, new)
+
+
+def _beyond(old: Sequence[RampStage], new: Sequence[RampStage]) -> Sentences:
+    """What less is asked for before candidates get more than x, for every x at which it may differ."""
+    caps = sorted({0.0, *(stage.cap for stage in (*old, *new))})
+    for level in caps:
+        at = [next((index for index, stage in enumerate(stages) if stage.cap > level), None) for stages in (old, new)]
+        was, now = at
+        if now is None:
+            return
+        what = f"beyond {level:.3g}"
+        if was is None:
+            yield f"{what}: candidates may get {max(stage.cap for stage in new):g} in the end, not {level:g}"
+            return
+        if was == 0:
             continue
-        yield from _rises(f"stage {index}: cap", old[index].cap, stage.cap)
-        yield from _falls(f"stage {index}: minDuration", old[index].min_duration_seconds, stage.min_duration_seconds)
-        yield from _falls(f"stage {index}: minOutcomes", old[index].min_outcomes, stage.min_outcomes)
-        yield from _falls(f"stage {index}: approvals", old[index].approvals, stage.approvals)
+        yield from _falls(f"{what}: approvals", old[was].approvals, new[now].approvals if now else 0)
+        if not old[was - 1].shadow and (now == 0 or new[now - 1].shadow):
+            yield f"{what}: no guardrail need be proven safe first"
+        if len(old) == len(new):
+            continue  # stage by stage they were compared already, and a stage with a lower cap is none that is missing
+        for least in (each for each in caps if each <= level):
+            passed = [[stage for stage in stages[:to] if stage.cap >= least] for stages, to in ((old, was), (new, now))]
+            seconds = [sum(stage.min_duration_seconds for stage in stages) for stages in passed]
+            outcomes = [sum(stage.min_outcomes for stage in stages if not stage.shadow) for stages in passed]
+            yield from _falls(f"{what}: seconds spent at {least:.3g} or more", *seconds)
+            yield from _falls(f"{what}: outcomes at {least:.3g} or more", *outcomes)
 
 
 def _conclude(before: Experiment, after: Experiment) -> Sentences:

@@ -20,11 +20,11 @@ from allocator.core.approval import Proposal, ProposalKind
 from allocator.core.audit import AuditEntry
 from allocator.core.experiment import Experiment, RewardModel
 from allocator.core.experiment_rules import check
-from allocator.core.lifecycle import Event, State, Status, step
+from allocator.core.lifecycle import Event, StageApproval, State, Status, step
 from allocator.core.outcome import metric_names
 from allocator.core.plan import closed_evidence, enter_stage, plan
 from allocator.core.record import Record
-from allocator.core.revision import differences
+from allocator.core.revision import differences, spec_digest
 from allocator.core.risk import riskier
 from allocator.core.snapshot import full_name
 from allocator.core.statistics import sums_of
@@ -115,7 +115,7 @@ class Commands:
             if before.experiment == experiment:
                 return before, False, False
             check_revision(before, experiment)
-            risks = () if before.status.state is State.DRAFT else tuple(riskier(before.experiment, experiment))
+            risks = () if before.status.state is State.DRAFT else tuple(riskier(before.experiment, experiment, before.status.stage))
             waits = bool(risks and self._required(before.experiment))
             if waits and not break_glass:
                 found = self._proposed(
@@ -187,8 +187,12 @@ class Commands:
             return self._move(name, Event.CONCLUDED, "experiment.conclude", actor, why(reason), winner)
         return self._ask(name, ProposalKind.CONCLUDE, Event.CONCLUDED, "experiment.conclude", actor, why(reason), break_glass, winner)
 
-    def approve(self, name: str, *, actor: str, reason: str = "") -> Record:
-        """Agree to entering the next ramp stage. A person counts once. Where actors are identified, not who wrote the present revision."""
+    def approve(self, name: str, *, actor: str, reason: str = "", revision: str = "") -> Record:
+        """Agree to entering the next ramp stage. A person counts once. Where actors are identified, not who wrote the present revision.
+
+        The approval is void after any revision, and expires as the spec's `approval.expiry` says; given again, it begins anew.
+        revision: digest of the spec that was seen, or at least its first 12 digits. Raises Refused when another one is in force.
+        """
         actor, reason = who(actor), why(reason, needed=False)
 
         def attempt() -> Record:
@@ -202,14 +206,23 @@ class Commands:
                 raise Refused(f"{before.name} is in its last stage; there is nothing to approve", reason="LAST_STAGE")
             if self.identified and actor == before.author:
                 raise Refused(f"{actor} wrote revision {before.revision}; somebody else must agree", reason="SELF_APPROVAL", actor=actor)
-            if actor in before.status.approvers:
-                return before
-            status = dataclasses.replace(before.status, approvers=(*before.status.approvers, actor))
+            if revision and not self.in_force(before, revision):
+                raise Refused(
+                    f"revision {before.revision} is in force, and it is not the one you saw: look again",
+                    reason="REVISION_CHANGED",
+                    revision=revision[:64],
+                )
+            others = tuple(given for given in before.status.approvals if given.actor != actor)
+            status = dataclasses.replace(before.status, approvals=(*others, StageApproval(actor, self._clock.now())))
             return self._change(before, status, "stage.approve", actor, reason or f"stage {before.status.stage + 1}")
 
         record = retried(attempt)
         self._planner.replan(record.uid)
         return record
+
+    def in_force(self, record: Record, revision: str) -> bool:
+        """Does `revision`, at least 12 digits of a digest, name the spec in force?"""
+        return len(revision) >= approval.LEAST_DIGITS and spec_digest(record.experiment).startswith(revision.lower())
 
     def agree(self, name: str, *, revision: str, actor: str, reason: str = "") -> Record:
         """Agree to the pending proposal that `revision` names, its digest; the last person needed carries it out.
@@ -384,6 +397,7 @@ class Commands:
         return dataclasses.replace(
             before,
             experiment=experiment,
+            status=dataclasses.replace(before.status, approvals=()),  # nobody agreed to a stage of this one yet
             revision=before.revision + 1,
             version=before.version + 1,
             metrics=names,

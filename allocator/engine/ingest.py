@@ -10,16 +10,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from enum import Enum
 
 from allocator.core.decider import Exposure
 from allocator.core.decision_id import DecisionId, read
 from allocator.core.outcome import Outcome
+from allocator.core.record import REWARD
 from allocator.engine.exposures import ExposureBatch, Lives, batch_rows, exposure_rows
 from allocator.engine.registry import Registry
 from allocator.errors import InvalidArgument, Violation
-from allocator.ports import Clock, Contribution, Counted, OutcomeRow, Store
+from allocator.ports import Clock, Contribution, Counted, ExposureRow, OutcomeRow, Store
 
 MAX_OUTCOMES = 1000
 RECALLED = 4096  # outcomes in whole numbers that say the same as an earlier one are checked and turned into cells once
@@ -53,15 +55,55 @@ COUNTED = {
 }
 
 
+class _Unheard(Exception):
+    """Only the store can tell whether an id is of an experiment, and the caller must not wait for it."""
+
+
+@dataclass(slots=True)
+class _Checked:
+    """A report that may be counted. results: the answers so far, None where the store has the word. rows, places: what it is to count,
+    and the outcomes that these are. others: rows of batches, and the decisions in each. lost: decisions that fit nothing here.
+    """
+
+    results: list[Result | None]
+    rows: list[OutcomeRow]
+    places: list[int]
+    others: list[tuple[OutcomeRow, int]]
+    lost: int
+    exposures: list[ExposureRow]
+
+    @property
+    def counts(self) -> list[OutcomeRow]:
+        """What the store is to count once."""
+        return [*self.rows, *(row for row, _ in self.others)]
+
+    @property
+    def any(self) -> bool:
+        """Is there anything for the store?"""
+        return bool(self.rows or self.exposures or self.others)
+
+
+@dataclass(slots=True)
+class Begun:
+    """A report on its way to the store. counted: done when the store has counted or refused it, from any thread."""
+
+    checked: _Checked
+    counted: Future[list[Counted]]
+
+
 class Ingest:
-    """Reads ids, checks values, counts. `committed` is called after each commit that counted something."""
+    """Reads ids, checks values, counts.
+
+    `urgent` is called after each commit with a loss in it that a guardrail looks at. Whatever else was counted can wait for the next
+    refresh of the weights: what has not been reported yet counts as harmless, so the evidence of harm rises by losses alone.
+    """
 
     def __init__(
         self,
         store: Store,
         registry: Registry,
         clock: Clock,
-        committed: Callable[[], None],
+        urgent: Callable[[], None],
         refuse: Callable[[], None],
         catch_up: Callable[[], None],
     ) -> None:
@@ -69,7 +111,7 @@ class Ingest:
         self._store = store
         self._registry = registry
         self._clock = clock
-        self._committed = committed
+        self._urgent = urgent
         self._refuse = refuse
         self._catch_up = catch_up
         self.key = b""
@@ -89,6 +131,36 @@ class Ingest:
         settled. Raises InvalidArgument for more than 1,000 outcomes or any value outside its contract (then nothing is counted, exposures
         neither), Unavailable or Overloaded when the store cannot write.
         """
+        checked = self._check(outcomes, exposures, batches, wait=True)
+        return self._answers(checked, self._store.add(checked.counts, checked.exposures) if checked.any else [])
+
+    def begin(self, outcomes: Sequence[Outcome], exposures: Sequence[Exposure]) -> Begun | None:
+        """The first half of `receive`, without waiting for anything; `answers` is the second, once the store has counted.
+
+        None where only the store can tell whether an id is of an experiment: then nothing has begun, and `receive` it is. Raises alike.
+        """
+        try:
+            checked = self._check(outcomes, exposures, (), wait=False)
+        except _Unheard:
+            return None
+        if not checked.any:
+            nothing: Future[list[Counted]] = Future()
+            nothing.set_result([])
+            return Begun(checked, nothing)
+        return Begun(checked, self._store.add_soon(checked.counts, checked.exposures))
+
+    def answers(self, begun: Begun) -> tuple[list[Result], int]:
+        """What `receive` returns or raises, of what was begun and is done."""
+        return self._answers(begun.checked, begun.counted.result())
+
+    def read(self, decision_id: str) -> DecisionId:
+        """What a decision id says, if this service made it. Raises InvalidArgument."""
+        return read(self.key, decision_id)
+
+    def _check(
+        self, outcomes: Sequence[Outcome], exposures: Sequence[Exposure], batches: Sequence[ExposureBatch], *, wait: bool
+    ) -> _Checked:
+        """What is to be counted. Raises as `receive` does; without `wait` _Unheard, where only the store could tell."""
         if len(outcomes) > MAX_OUTCOMES:
             raise InvalidArgument.of_field(
                 "outcomes", f"got {len(outcomes)}; at most {MAX_OUTCOMES} in one report are allowed", reason="BATCH_TOO_LARGE"
@@ -101,7 +173,7 @@ class Ingest:
         found: list[Violation] = []
         for index, outcome in enumerate(outcomes):
             faults = _not_finite(index, outcome)
-            answer = self._row(index, outcome, now, faults)
+            answer = self._row(index, outcome, now, faults, wait)
             if faults:
                 found += faults
             elif isinstance(answer, Result):
@@ -116,23 +188,23 @@ class Ingest:
                 violations=found,
                 reason="INVALID_OUTCOME",
             )
-        if rows or exposures or others:
-            counted = self._store.add([*rows, *(row for row, _ in others)], exposure_rows(exposures))
-            answers: dict[tuple[str, Counted], Result] = {}
-            for place, row, what in zip(places, rows, counted, strict=False):
-                result = answers.get((row.uid, what))
-                if result is None:
-                    result = answers[row.uid, what] = Result(*COUNTED[what], self._name(row.uid))
-                results[place] = result
-            lost += sum(count for (_, count), what in zip(others, counted[len(rows) :], strict=True) if what is Counted.LATE)
-            self._committed()
+        return _Checked(results, rows, places, others, lost, exposure_rows(exposures))
+
+    def _answers(self, checked: _Checked, counted: Sequence[Counted]) -> tuple[list[Result], int]:
+        """The answers, once the store has counted."""
+        results, rows, lost = checked.results, checked.rows, checked.lost
+        told: dict[tuple[str, Counted], Result] = {}
+        for place, row, what in zip(checked.places, rows, counted, strict=False):
+            result = told.get((row.uid, what))
+            if result is None:
+                result = told[row.uid, what] = Result(*COUNTED[what], self._name(row.uid))
+            results[place] = result
+        lost += sum(count for (_, count), what in zip(checked.others, counted[len(rows) :], strict=True) if what is Counted.LATE)
+        if _losses(rows):
+            self._urgent()
         return [result for result in results if result is not None], lost
 
-    def read(self, decision_id: str) -> DecisionId:
-        """What a decision id says, if this service made it. Raises InvalidArgument."""
-        return read(self.key, decision_id)
-
-    def _row(self, index: int, outcome: Outcome, now: float, faults: list[Violation]) -> OutcomeRow | Result:
+    def _row(self, index: int, outcome: Outcome, now: float, faults: list[Violation], wait: bool) -> OutcomeRow | Result:
         """The row to count, or the answer that needs none. Adds to `faults` what breaks the contract."""
         if not outcome.decision_id:
             faults.append(Violation(f"outcomes[{index}].decision_id", "got nothing; the id of a decision is needed"))
@@ -140,8 +212,10 @@ class Ingest:
             decision = read(self.key, outcome.decision_id)
         except InvalidArgument as error:
             return Result(Status.REFUSED, error.reason, error.violations[0].message)
-        contract = self._registry.contract(decision.uid)
+        contract = self._registry.contract(decision.uid) if wait else self._registry.contracted(decision.uid)
         if contract is None or not contract.fits(decision.arm, decision.segment):
+            if not wait:
+                raise _Unheard
             self._catch_up()  # the id is ours: another server may have made it just now
             contract = self._registry.contract(decision.uid)
         if contract is None or not contract.fits(decision.arm, decision.segment):
@@ -191,6 +265,12 @@ class Ingest:
     def _name(self, uid: str) -> str:
         record = self._registry.of_uid(uid)
         return record.name if record is not None else ""
+
+
+def _losses(rows: Sequence[OutcomeRow]) -> bool:
+    """Does any guardrail see a loss in these? Rows that say the same share their contributions, and are looked at once."""
+    distinct = {id(row.contributions): row.contributions for row in rows}
+    return any(cell.total > 0 and cell.stream != REWARD for contributions in distinct.values() for _, cell in contributions)
 
 
 def _whole(outcome: Outcome) -> bool:

@@ -1,8 +1,9 @@
 """The planner: statistics → plan → store, with its audit records → publish → leases.
 
 In: which experiments have new outcomes, and the time. Out: new weights and state changes, stored and in force. One thread carries it out.
-It is woken when outcomes were committed and looks at the guardrails of those experiments at once; weights follow at each refresh. An
-experiment to which nothing happens costs nothing: it is looked at when something of it is due; what is due stands in a heap.
+It is woken when losses were committed and looks at the guardrails of those experiments at once; what else was counted is taken along at
+each refresh, when weights follow. An experiment to which nothing happens costs nothing: it is looked at when something of it is due; what
+is due stands in a heap.
 
 Of all servers on one store one plans, for a term; the others follow: they publish what it saved, and keep their own leases of budgets
 filled. A server that takes over looks at every experiment once, some at a time, those with new outcomes first. Its writes carry the
@@ -103,10 +104,10 @@ class Planner:
         self._thread: threading.Thread | None = None
         self._stop_listening: Callable[[], None] | None = None
         self._pass_lock = threading.Lock()
-        self.last: dict[str, Planned] = {}
+        self.last: dict[str, Planned] = {}  # of each uid that is planned here; another planner knows better, and the end needs none
 
     def wake(self) -> None:
-        """Outcomes were committed or a record was changed: look now."""
+        """Losses were committed or a record was changed: look now."""
         self._woken.set()
 
     def start(self) -> None:
@@ -257,6 +258,7 @@ class Planner:
         self._number = None
         self._pace = now - self._clock.monotonic()
         self._asked.clear()
+        self.last.clear()
         self._live.confirm(self._follower.confirmed)
         if self._registry.leased:
             self._mark, changed = self._store.changed(self._mark)
@@ -294,6 +296,7 @@ class Planner:
         if record.status.state in (State.DRAFT, State.ROLLED_BACK, State.CONCLUDED):
             self._due.set(record.uid, math.inf)
             self._grants.renew(record.uid, None)
+            self.last.pop(record.uid, None)
             return None
         started = time.perf_counter()
         try:

@@ -111,6 +111,10 @@ class Registry:
                     contract = self._contracts[uid] = Contract(record)
         return contract
 
+    def contracted(self, uid: bytes) -> Contract | None:
+        """The same, where one was made already: for callers who must not wait for a lock."""
+        return self._contracts.get(uid)
+
     def weights(self, uid: bytes, version: int) -> Weights | None:
         """Slots as served of each table under an earlier plan; None when forgotten or never needed."""
         plans = self._weights.get(uid)

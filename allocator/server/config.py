@@ -80,6 +80,11 @@ class Config:
             raise InvalidArgument(violations=found, reason="INVALID_CONFIG")
 
     @property
+    def insecurity(self) -> str:
+        """What calls from other machines lack, "" where nothing does or none can come."""
+        return lacking(self.listen, encrypted=bool(self.tls_cert), authenticated=self.access == "tokens")
+
+    @property
     def kept_in(self) -> str:
         """The state directory, "" for none. By default only a store on other machines needs one: SQLite is on this disk itself."""
         if self.state is not None:
@@ -119,15 +124,22 @@ def check_pair(tls_cert: str, tls_key: str, tls_client_ca: str) -> list[Violatio
     return found
 
 
+def lacking(listen: str, *, encrypted: bool, authenticated: bool) -> str:
+    """What calls from other machines are not, in words; "" where they are both, or only this machine reaches the listener."""
+    if is_loopback(listen):
+        return ""
+    return " and ".join(what for what, there in (("encrypted", encrypted), ("authenticated", authenticated)) if not there)
+
+
 def check_listener(listen: str, *, encrypted: bool, authenticated: bool) -> list[Violation]:
-    """What a listener that other machines can reach lacks."""
-    if is_loopback(listen) or (encrypted and authenticated):
+    """What is wrong with a listener that other machines can reach."""
+    lacks = lacking(listen, encrypted=encrypted, authenticated=authenticated)
+    if not lacks:
         return []
-    lacking = " and ".join(what for what, there in (("encrypted", encrypted), ("authenticated", authenticated)) if not there)
     return [
         Violation(
             "listen",
-            f"got {listen!r}, which other machines can reach, and calls are not {lacking}: give it --tls-cert, --tls-key and"
+            f"got {listen!r}, which other machines can reach, and calls are not {lacks}: give it --tls-cert, --tls-key and"
             " --access tokens, listen on 127.0.0.1, or insist with --insecure",
         )
     ]

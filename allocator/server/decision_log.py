@@ -3,7 +3,8 @@
 In: decisions and outcomes as the servicers answer them, and the entries of the snapshot that decided. Out: three tables below one folder,
 `decisions`, `outcomes` and `snapshots`, each in `date=.../experiment=...`, with the names that the Open Bandit Pipeline knows (`action`,
 `pscore`, `position`, `context`) beside ours. Units appear as the keyed hash that also draws them, never by name: salts and the names of
-pinned units are left out of what is logged, so whoever has the log alone cannot find a person in it.
+pinned units are left out of what is logged, so whoever has the log alone cannot find a person in it. Who opted out is not in it at
+all: there is no row of their decisions, nor of outcomes that were IGNORED, whose ids do not say whether that was the reason.
 
 The idea. A decision costs its maker one append to a bounded queue. A thread empties it each second, reads the ids as columns, and adds to
 an open Arrow stream, which a killed process leaves readable up to the last second. When the stream is old or large it becomes Parquet files
@@ -41,7 +42,7 @@ from allocator.core.decision_columns import read_ids
 from allocator.core.outcome import Outcome
 from allocator.core.served_chances import chances
 from allocator.core.snapshot import Entry
-from allocator.engine.ingest import Result
+from allocator.engine.ingest import Result, Status
 from allocator.engine.live import Live
 from allocator.engine.registry import Registry
 from allocator.errors import Unavailable
@@ -53,6 +54,7 @@ ROTATE_SECONDS = 60.0
 ROTATE_ROWS = 250_000
 OPEN = ".open"  # the folder of streams; readers of Parquet datasets pass over what begins with a dot
 POSITION = "position"
+OPTED_OUT = Reason.OPTED_OUT
 
 log = structlog.get_logger()
 
@@ -124,6 +126,8 @@ class DecisionLog:
 
     def decided(self, entry: Entry, decision_id: str | bytes, unit: bytes, attributes: Mapping[str, str], reason: Reason) -> None:
         """Remember a decision; its id as text, or as ASCII. Costs less than a microsecond, waits for nothing, raises nothing."""
+        if reason is OPTED_OUT:
+            return
         if len(self._decisions) >= self._most:
             self.counts.lost["decisions"] += 1
             return
@@ -133,7 +137,9 @@ class DecisionLog:
     def decided_batch(
         self, entry: Entry, ids: Sequence[str], units: Sequence[bytes], attributes: Mapping[str, str], reasons: Sequence[Reason]
     ) -> None:
-        """The same for many units of one request."""
+        """The same for many units of one request, who opted out together or not at all: the request's attributes say so."""
+        if reasons and reasons[0] is OPTED_OUT:
+            return
         if len(self._decisions) + len(ids) > self._most:
             self.counts.lost["decisions"] += len(ids)
             return
@@ -142,11 +148,16 @@ class DecisionLog:
 
     def reported(self, outcomes: Sequence[Outcome], results: Sequence[Result]) -> None:
         """Remember what was reported and what became of it."""
-        if len(self._outcomes) + len(outcomes) > self._most:
-            self.counts.lost["outcomes"] += len(outcomes)
-            return
         now = self._now()
-        self._outcomes.extend((now, outcome, result) for outcome, result in zip(outcomes, results, strict=True) if result.experiment)
+        rows = [
+            (now, outcome, result)
+            for outcome, result in zip(outcomes, results, strict=True)
+            if result.experiment and result.status is not Status.IGNORED
+        ]
+        if len(self._outcomes) + len(rows) > self._most:
+            self.counts.lost["outcomes"] += len(rows)
+            return
+        self._outcomes.extend(rows)
 
     # ------------------------------------------------------------------------------------------------- in the thread
 

@@ -42,11 +42,11 @@ from allocator.client.remote import OPTIONS
 from allocator.errors import InvalidArgument, Violation
 from allocator.ports import Clock, Entropy, SystemClock, SystemEntropy
 from allocator.server import access
-from allocator.server.config import ACCESS, check_address, check_listener, check_pair
+from allocator.server.config import ACCESS, check_address, check_listener, check_pair, lacking
 from allocator.server.forward import Forward
 from allocator.server.interceptors import Unary, instant, streaming, unary
 from allocator.server.introspection import ASK_SECONDS, REFRESH_SECONDS, Introspected, check_digests
-from allocator.server.main import FLUSH_SECONDS, MAX_MESSAGE, OWN_QUEUE, SERVICES, Generic, bind, grpc_server, serve_metrics
+from allocator.server.main import FLUSH_SECONDS, MAX_MESSAGE, OWN_QUEUE, SERVICES, Generic, bind, grpc_server, keep_warning, serve_metrics
 from allocator.server.metrics import Metrics
 from allocator.server.relay import CALL_SECONDS, Relay
 from allocator.server.servicers import STATUSES, AllocatorServicer
@@ -104,6 +104,12 @@ class EdgeConfig:
             raise InvalidArgument(violations=found, reason="INVALID_CONFIG")
 
 
+    @property
+    def insecurity(self) -> str:
+        """What calls from other machines lack, "" where nothing does or none can come."""
+        return lacking(self.listen, encrypted=bool(self.tls_cert), authenticated=self.callers == "tokens")
+
+
 class Edge:
     """An edge that follows its upstream. `address` and `metrics_address` are the real ones, also where port 0 was asked for."""
 
@@ -115,6 +121,7 @@ class Edge:
         self._low = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
         self._web: WSGIServer | None = None
+        self._draining = False
         self.address = ""
         self.metrics_address = ""
 
@@ -125,6 +132,7 @@ class Edge:
         self.relay = Relay(self._channel, self._clock, self._entropy, config.access, loop.call_soon_threadsafe, config.pause)
         registry = CollectorRegistry()
         self.metrics = Metrics(registry, self.relay.live.age)
+        self.metrics.insecure.set(bool(config.insecurity))
         options = (("grpc.max_receive_message_length", 64 << 20), ("grpc.max_send_message_length", MAX_MESSAGE))
         self._upstream = aio_channel(config.upstream, config.access, options)
         self._introspect = self._upstream.unary_unary(
@@ -142,7 +150,7 @@ class Edge:
         self._grpc = self._build()
         self.address = bind(self._grpc, config.listen, config.tls_cert, config.tls_key, config.tls_client_ca)
         if config.metrics:
-            self._web = serve_metrics(config.metrics, registry, self.relay.ready.is_set)
+            self._web = serve_metrics(config.metrics, registry, lambda: self.relay.ready.is_set() and not self._draining)
             self.metrics_address = "{}:{}".format(*self._web.server_address[:2])
         self.relay.decider.low = self._low.set
         self.relay.start()
@@ -152,6 +160,8 @@ class Edge:
             await loop.run_in_executor(self._threads, self.relay.ready.wait, LOOK_SECONDS)
         await self._grpc.start()
         self._tasks += [asyncio.create_task(task) for task in (self._flush(), self._lease())]
+        if config.insecurity:
+            self._tasks.append(asyncio.create_task(keep_warning("edge.insecure", self.address, config.insecurity)))
         for name in ("", *(SERVICES if config.operator else SERVICES[:1])):
             await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
         log.info(
@@ -165,12 +175,14 @@ class Edge:
     async def stop(self) -> None:
         """Drain: say so, let callers notice, finish what is under way, send what is counted."""
         log.info("edge.draining", seconds=self._config.drain_seconds)
+        self._draining = True
         await self._health.enter_graceful_shutdown()
         await asyncio.sleep(self._config.drain_seconds)
         self._servicer.feed.close()
         await self._grpc.stop(self._config.grace_seconds)
         for task in self._tasks:
             task.cancel()
+        await self._servicer.intake.close()
         if self._web is not None:
             self._web.shutdown()
             self._web.server_close()

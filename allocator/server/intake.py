@@ -4,21 +4,27 @@ In: the outcomes of one call. Out: their results, once durable. A commit costs a
 arrives while others are being committed waits and shares the next one. Where the queue is full a report is refused at once with the time
 after which there should be room: waiting longer than its caller does helps nobody, and decisions need the machine too. A report whose
 caller's deadline passed in the queue is dropped unseen; it will be sent again, and counts once. Commits begin at least 5 ms apart, since
-the way to another thread and back costs as much processor time as half a decision, and many callers report one outcome at a time.
+the way to another thread and back costs as much processor time as several decisions, and many callers report one outcome at a time.
 
-A fault in one report must not refuse its neighbours: where values break a contract nothing of the commit was counted, and each goes alone.
+A few outcomes are checked here, in the event loop, and handed to the store, which calls back: one thread less that fights the loop for
+the interpreter. Many are checked in a thread, since a decision would have to wait for that.
+
+A fault in one report must not refuse its neighbours: where values break a contract nothing of the commit was counted, and each half of it
+goes by itself, until the fault is alone.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import NamedTuple
 
-from allocator.core.decider import Decider
+from allocator.core.decider import Decider, Exposure
 from allocator.core.outcome import Outcome
 from allocator.engine.exposures import ExposureBatch
 from allocator.engine.ingest import MAX_OUTCOMES, Ingest, Result
@@ -43,6 +49,15 @@ class Waiting(NamedTuple):
     since: float
 
 
+@dataclass(slots=True, eq=False)
+class Commit:
+    """Reports that are counted in one step, and the exposures that go with them."""
+
+    group: list[Waiting]
+    started: float
+    exposures: list[Exposure]
+
+
 class Intake:
     """The queue before `Ingest.receive`; it belongs to the event loop. limit: reports that may wait or be under way."""
 
@@ -65,7 +80,8 @@ class Intake:
         self._observe = metrics.commit_duration.observe
         self._queue: deque[Waiting] = deque()
         self._held = 0
-        self._commits: set[asyncio.Task[None]] = set()
+        self._commits = 0  # under way
+        self._ended: asyncio.Future[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._begun = -math.inf  # the last commit
         self._seconds = LEAST_RETRY_SECONDS  # of a commit, lately
@@ -81,13 +97,14 @@ class Intake:
                 reason="TOO_MANY_REPORTS",
                 limit=self._limit,
             )
-        waiting = Waiting(outcomes, batches, asyncio.get_running_loop().create_future(), self._monotonic())
+        loop = asyncio.get_running_loop()
+        waiting = Waiting(outcomes, batches, loop.create_future(), self._monotonic())
         self._queue.append(waiting)
         self._held += 1
-        if self._timer is None and len(self._commits) < COMMITS:
-            wait = self._begun + APART_SECONDS - asyncio.get_running_loop().time()
+        if self._timer is None and self._commits < COMMITS:
+            wait = self._begun + APART_SECONDS - loop.time()
             if wait > 0 and len(outcomes) < FEW:
-                self._timer = asyncio.get_running_loop().call_later(wait, self._begin)
+                self._timer = loop.call_later(wait, self._begin)
             else:
                 self._begin()
         try:
@@ -96,20 +113,47 @@ class Intake:
             self._held -= 1
 
     async def flush(self) -> None:
-        """Store the exposures that no report has taken along. Raises AllocatorError."""
+        """Store the exposures that no report has taken along. Raises AllocatorError.
+
+        Who is cancelled meanwhile does not undo it: they are given back when the store has refused them, and only then.
+        """
         exposures = self._decider.take()
-        if exposures:
-            await self._receive([], exposures, [])
+        if not exposures:
+            return
+        loop = asyncio.get_running_loop()
+        told: asyncio.Future[None] = loop.create_future()
+
+        def tell(done: Future[Answer]) -> None:
+            error = done.exception()
+            if error is not None:
+                self._decider.give_back(exposures)
+            if not told.done():
+                told.set_exception(error) if error is not None else told.set_result(None)
+            self._end()
+
+        self._commits += 1
+        self._threads.submit(self._ingest.receive, [], exposures).add_done_callback(_back(loop, tell))
+        await told
+
+    async def close(self) -> None:
+        """Wait for what is under way, so that nothing is given back that is being stored."""
+        if self._commits:
+            self._ended = asyncio.get_running_loop().create_future()
+            await self._ended
+
+    def _end(self) -> None:
+        """One commit less is under way: go on with what waits."""
+        self._commits -= 1
+        if not self._commits and self._ended is not None and not self._ended.done():
+            self._ended.set_result(None)
+        if self._timer is None:
+            self._begin()
 
     def _begin(self) -> None:
+        """Start as many commits as may run, of what waits."""
         self._timer = None
-        task = asyncio.create_task(self._work())
-        self._commits.add(task)
-        task.add_done_callback(self._commits.discard)
-
-    async def _work(self) -> None:
-        while group := self._next():
-            await self._commit(group)
+        while self._commits < COMMITS and (group := self._next()):
+            self._commit(group)
 
     def _next(self) -> list[Waiting]:
         """The next reports that fit into one commit. One with batches goes alone: what was lost of them is told by call."""
@@ -129,40 +173,69 @@ class Intake:
                 break
         return group
 
-    async def _commit(self, group: list[Waiting]) -> None:
-        started, self._begun = self._monotonic(), asyncio.get_running_loop().time()
-        outcomes = [outcome for waiting in group for outcome in waiting.outcomes]
-        try:
-            results, lost = await self._receive(outcomes, self._decider.take(), group[0].batches)
-        except InvalidArgument as error:
-            if len(group) == 1:
-                _fail(group, error)
-            else:
-                for waiting in group:
-                    await self._commit([waiting])
-            return
-        except Exception as error:
-            _fail(group, error)
-            return
-        now = self._monotonic()
-        self._seconds += (now - started - self._seconds) / 8
-        at = 0
-        for waiting in group:
-            self._observe(now - waiting.since)
-            if not waiting.answer.done():
-                waiting.answer.set_result((results[at : at + len(waiting.outcomes)], lost))
-            at += len(waiting.outcomes)
-
-    async def _receive(self, outcomes: Sequence[Outcome], exposures: list, batches: Sequence[ExposureBatch]) -> Answer:
+    def _commit(self, group: list[Waiting]) -> None:
+        """Begin one. `_done` ends it, in this loop."""
+        self._commits += 1
         loop = asyncio.get_running_loop()
+        commit = Commit(group, self._monotonic(), self._decider.take())
+        self._begun = loop.time()
+        outcomes = [outcome for waiting in group for outcome in waiting.outcomes]
+        begun = None
+        if len(outcomes) < FEW and not group[0].batches:
+            try:
+                begun = self._ingest.begin(outcomes, commit.exposures)
+            except Exception as error:
+                self._done(commit, error=error)
+                return
+        if begun is not None:
+            begun.counted.add_done_callback(_back(loop, lambda _: self._counted(commit, lambda: self._ingest.answers(begun))))
+        else:
+            work = self._threads.submit(self._ingest.receive, outcomes, commit.exposures, group[0].batches)
+            work.add_done_callback(_back(loop, lambda done: self._counted(commit, done.result)))
+
+    def _counted(self, commit: Commit, answer: Callable[[], Answer]) -> None:
         try:
-            return await loop.run_in_executor(self._threads, self._ingest.receive, outcomes, exposures, batches)
-        except BaseException:
-            self._decider.give_back(exposures)
-            raise
+            found = answer()
+        except Exception as error:
+            self._done(commit, error=error)
+        else:
+            self._done(commit, found)
+
+    def _done(self, commit: Commit, answer: Answer | None = None, error: Exception | None = None) -> None:
+        """Tell the callers."""
+        group = commit.group
+        if answer is None:
+            self._decider.give_back(commit.exposures)
+            if isinstance(error, InvalidArgument) and len(group) > 1:
+                half = len(group) // 2
+                self._commit(group[:half])
+                self._commit(group[half:])
+            else:
+                _fail(group, error)
+        else:
+            now = self._monotonic()
+            self._seconds += (now - commit.started - self._seconds) / 8
+            results, lost = answer
+            at = 0
+            for waiting in group:
+                self._observe(now - waiting.since)
+                if not waiting.answer.done():
+                    waiting.answer.set_result((results[at : at + len(waiting.outcomes)], lost))
+                at += len(waiting.outcomes)
+        self._end()
 
 
-def _fail(group: Sequence[Waiting], error: Exception) -> None:
+def _back(loop: asyncio.AbstractEventLoop, tell: Callable[[Future], None]) -> Callable[[Future], None]:
+    """What calls `tell` in the loop once a future is done; nobody is told in a loop that has ended."""
+
+    def call(done: Future) -> None:
+        with contextlib.suppress(RuntimeError):
+            loop.call_soon_threadsafe(tell, done)
+
+    return call
+
+
+def _fail(group: Sequence[Waiting], error: Exception | None) -> None:
     for waiting in group:
         if not waiting.answer.done():
             waiting.answer.set_exception(error)

@@ -58,6 +58,7 @@ FLUSH_SECONDS = 0.25
 FIRST_EXPERIMENTS = 16  # planned before the server is ready; the others' turn comes at once, while it serves
 RETRY_SECONDS = 1.0  # after the store did not take something
 CHECKPOINT_SECONDS = 60.0
+INSECURE_SECONDS = 60.0
 TOKENS_SECONDS = 0.5  # between two looks at the tokens: with a stream's heartbeat, a revoked one ends within 2 s everywhere
 MAX_MESSAGE = 4 << 20
 
@@ -85,6 +86,7 @@ class Server:
         self._tasks: list[asyncio.Task[None]] = []
         self._low = asyncio.Event()
         self._log: DecisionLog | None = None
+        self._draining = False
         self.address = ""
         self.metrics_address = ""
 
@@ -108,18 +110,20 @@ class Server:
                 self._clock,
                 self._entropy,
                 config.refresh_seconds,
-                lambda planned: metrics.planned(planned),
+                lambda planned: metrics.plan_duration.observe(planned.duration_seconds),
                 keepsake=keepsake,
                 holder=f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}",
             )
             self.engine.keeper.items = self.tokens.remembered
             metrics = self.metrics = Metrics(registry, self.engine.live.age)
+            metrics.insecure.set(bool(config.insecurity))
             metrics.watch_store(
                 plans=self.engine.term.in_force,
                 lost=lambda: bool(self.engine.keeper.lost),
                 held=lambda: len(self.engine.registry.held),
                 diverged=lambda: self.engine.registry.divergences,
             )
+            metrics.watch_experiments(lambda: self.engine.live.snapshot, self.engine.planner.last)
             self.engine.commands.identified = config.access == "tokens"
             self.engine.commands.least_approvals = config.least_approvals
             self.engine.commands.broken_glass = metrics.break_glass.inc
@@ -143,6 +147,8 @@ class Server:
         self.engine.planner.start()
         await self._grpc.start()
         self._tasks += [asyncio.create_task(task) for task in (self._flush(), self._lease(), self._look_at_tokens(), self._checkpoint())]
+        if config.insecurity:
+            self._tasks.append(asyncio.create_task(keep_warning("server.insecure", self.address, config.insecurity)))
         if specs_wait:
             self._tasks.append(asyncio.create_task(self._load_specs()))
         for name in ("", *SERVICES):
@@ -160,12 +166,14 @@ class Server:
     async def stop(self) -> None:
         """Drain: say so, let callers notice, finish what is under way, store what is counted."""
         log.info("server.draining", seconds=self._config.drain_seconds)
+        self._draining = True
         await self._health.enter_graceful_shutdown()
         await asyncio.sleep(self._config.drain_seconds)
         self._allocator.feed.close()
         await self._grpc.stop(self._config.grace_seconds)
         for task in self._tasks:
             task.cancel()
+        await self._allocator.intake.close()
         if self._web is not None:
             self._web.shutdown()
             self._web.server_close()
@@ -226,7 +234,7 @@ class Server:
 
     def _ready(self) -> bool:
         """Decisions are answered, from whatever is known: a server without its store is no reason to send callers nowhere."""
-        return self.engine.started
+        return self.engine.started and not self._draining
 
     async def _lease(self) -> None:
         """Keep the leases of budgets filled: soon when one runs low, and at intervals since limits grow."""
@@ -333,6 +341,13 @@ def bind(server: grpc.aio.Server, listen: str, tls_cert: str = "", tls_key: str 
     return f"{host}:{bound or port}"
 
 
+async def keep_warning(event: str, address: str, lacks: str) -> None:
+    """Say now and each minute that calls from other machines are not encrypted or authenticated: a line at the start is soon forgotten."""
+    while True:
+        log.warning(event, address=address, lacking=lacks, advice="whoever reaches it may decide, report and operate; see security.md")
+        await asyncio.sleep(INSECURE_SECONDS)
+
+
 def open_store(address: str, entropy: Entropy, clock: Clock | None = None) -> Store:
     """The store of a `Config.store` address. A Redis store need not be there yet; the others must be whole."""
     clock = clock or SystemClock()
@@ -427,6 +442,9 @@ def serve_metrics(listen: str, registry: CollectorRegistry, ready: Callable[[], 
     except OSError as exc:
         raise Unavailable(f"cannot listen on {listen} for metrics: {exc.strerror}", reason="ADDRESS_IN_USE", listen=listen) from exc
     web.set_app(app)
+    if not is_loopback(listen):
+        address = "{}:{}".format(*web.server_address[:2])
+        log.warning("metrics.beyond_loopback", address=address, advice="it names experiments and arms to whoever reaches it")
     threading.Thread(target=web.serve_forever, name="metrics", daemon=True).start()
     return web
 

@@ -1,28 +1,34 @@
 """Every Prometheus name. The registry is handed in.
 
 Labels never hold a unit or anything else that callers choose freely; experiments beyond the first 500 share the label `_other`.
+
+What is said of an experiment is read when it is asked for, at each scrape: its state, stage, weights and caps off the snapshot that this
+server serves, so every server says the same whoever plans, also after the end; what only the planner knows off its last plan. Gauges that
+the planner sets were dropped: nobody set them once an experiment had ended or another server planned, and they cost each plan time.
 """
 
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
-from prometheus_client.core import CounterMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from allocator.core.assignment import SLOTS
 from allocator.core.decision import Decision
-from allocator.core.entry import entry_of
 from allocator.core.lifecycle import State
-from allocator.core.record import Record
+from allocator.core.snapshot import Entry, Snapshot
 from allocator.engine.planner import Planned
 from allocator.server.tallies import Cell, Spread, Tally
 
 MAX_EXPERIMENTS = 500
+RESTING_EXPERIMENTS = MAX_EXPERIMENTS // 2  # while so many have labels, those that do not run may take one too
 OTHER = "_other"
+LIVING = frozenset({State.RUNNING.value, State.FROZEN.value})
 FAST = (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 5e-2, 0.1, 1.0)
 SLOW = (5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 
@@ -32,7 +38,10 @@ class Metrics:
 
     def __init__(self, registry: CollectorRegistry, age: Callable[[], float]) -> None:
         self.registry = registry
-        self._experiments: dict[str, str] = {}
+        self._labels: dict[str, str] = {}
+        self._labelling = threading.Lock()  # deciders and scrapes run in threads of their own
+        self._experiments = _Experiments(self.label)
+        registry.register(self._experiments)
         self.decisions = Tally("allocator_decisions", "Decisions made.", ["experiment", "arm", "reason"], registry)
         self.decision_duration = Spread(
             "allocator_decision_duration_seconds", "Time from a Decide request to its answer, without transport.", FAST, registry
@@ -44,40 +53,19 @@ class Metrics:
             buckets=SLOW,
             registry=registry,
         )
-        self.exposure = Gauge(
-            "allocator_exposure_ratio", "Share of an experiment's decisions that an arm received.", ["experiment", "arm"], registry=registry
-        )
-        self.exposure_cap = Gauge(
-            "allocator_exposure_cap_ratio", "Largest share that a candidate may receive now.", ["experiment", "arm"], registry=registry
-        )
-        self.weight = Gauge("allocator_weight_ratio", "Planned share of an arm.", ["experiment", "arm"], registry=registry)
-        self.prob_best = Gauge(
-            "allocator_prob_best_ratio", "Probability that an arm is the best.", ["experiment", "arm"], registry=registry
-        )
-        self.evidence = Gauge(
-            "allocator_guardrail_evidence_ratio",
-            "Evidence of a guardrail (natural log) over what a breach needs; 1 or more is a breach.",
-            ["experiment", "arm", "guardrail"],
-            registry=registry,
-        )
-        self.state = Gauge(
-            "allocator_experiment_state", "1 for the state that an experiment is in.", ["experiment", "state"], registry=registry
-        )
-        self.stage = Gauge("allocator_experiment_stage", "Index of the ramp stage.", ["experiment"], registry=registry)
-        self.sample_ratio = Gauge(
-            "allocator_sample_ratio_p_value",
-            "How surprising the draws are, given the published weights: the least p-value of any candidate, valid at every look.",
-            ["experiment"],
-            registry=registry,
-        )
         self.plan_duration = Histogram(
             "allocator_plan_duration_seconds", "Time to plan one experiment.", buckets=SLOW, registry=registry
         )
         self.rpcs = Tally("allocator_rpcs", "Calls answered, by method and status code.", ["method", "code"], registry)
         self.shed = Tally("allocator_shed", "Calls refused for want of room, by method.", ["method"], registry)
-        self.audit_broken = Counter("allocator_audit_broken", "Audit records found not to fit the one before.", registry=registry)
+        self.audit_broken = Counter(
+            "allocator_audit_broken", "Audit records found not to fit, to be lost, or not to be those of a checkpoint.", registry=registry
+        )
         self.break_glass = Counter("allocator_break_glass", "Riskier changes carried out without their approvals.", registry=registry)
         self.dropped = Tally("allocator_dropped", "Calls whose caller had gone when their turn came, by method.", ["method"], registry)
+        self.insecure = Gauge(
+            "allocator_insecure", "1 while calls from other machines are not encrypted, or not asked for tokens.", registry=registry
+        )
         self.watchers = Gauge("allocator_snapshot_watchers", "Open WatchSnapshots streams.", registry=registry)
         snapshot_age = Gauge(
             "allocator_snapshot_age_seconds", "Seconds since the planner last confirmed the snapshot.", registry=registry
@@ -101,60 +89,111 @@ class Metrics:
         """Say how many rows of the decision log were written and lost. counts: asked at each scrape."""
         self.registry.register(_DecisionLogRows(counts))
 
-    def label(self, experiment: str) -> str:
-        """The experiment's label; the first 500 have their own."""
-        known = self._experiments.get(experiment)
-        if known is None:
-            known = experiment if len(self._experiments) < MAX_EXPERIMENTS else OTHER
-            if known is not OTHER:
-                self._experiments[experiment] = known
-        return known
+    def watch_experiments(self, snapshot: Callable[[], Snapshot], plans: Mapping[str, Planned]) -> None:
+        """Say where each experiment stands. snapshot: asked at each scrape. plans: the last of each uid that this server planned."""
+        self._experiments.snapshot, self._experiments.plans = snapshot, plans
+
+    def label(self, experiment: str, most: int = MAX_EXPERIMENTS) -> str:
+        """The experiment's label; the first `most` have their own."""
+        known = self._labels.get(experiment)
+        if known is not None:
+            return known
+        with self._labelling:
+            if len(self._labels) >= most:
+                return OTHER
+            return self._labels.setdefault(experiment, experiment)
 
     def decided(self, experiment: str, decision: Decision) -> Cell:
         """The count of decisions like this one."""
         return self.decisions.labels(self.label(experiment), decision.arm, decision.reason.name)
 
-    def planned(self, planned: Planned) -> None:
-        """Take over what a plan says."""
-        record, plan = planned.record, planned.plan
-        self.plan_duration.observe(planned.duration_seconds)
-        label = self.label(record.name)
-        if label is OTHER:
-            return
-        experiment = record.experiment
-        self._record_state(label, plan.status.state, plan.status.stage)
-        total = max(int(plan.exposures.sum()), 1)
-        entry = entry_of(record)
-        cap = min(entry.cap, entry.cap_per_candidate)
-        for index, arm in enumerate(experiment.arms):
-            self.exposure.labels(label, arm.name).set(plan.exposures[index] / total)
-            if index != experiment.incumbent:
-                self.exposure_cap.labels(label, arm.name).set(cap)
-            self.prob_best.labels(label, arm.name).set(plan.learned[0].best.prob_best[index])
-            if entry.only is not None:
-                self.weight.labels(label, arm.name).set(float(index == entry.only[0]))
-            elif entry.tables:
-                served = entry.tables[0].served
-                self.weight.labels(label, arm.name).set(served[index] / SLOTS if index < len(served) else 0.0)
-        self.sample_ratio.labels(label).set(min(plan.sample_ratio))
-        worst: dict[tuple[str, str], float] = {}
-        for finding in plan.findings:
-            if finding.arm != experiment.incumbent:
-                key = (experiment.arms[finding.arm].name, finding.guardrail)
-                worst[key] = max(worst.get(key, -math.inf), finding.log_evidence / finding.log_threshold)
-        for (arm_name, guardrail), ratio in worst.items():
-            self.evidence.labels(label, arm_name, guardrail).set(ratio)
 
-    def written(self, record: Record) -> None:
-        """A record was stored: its state."""
-        label = self.label(record.name)
-        if label is not OTHER:
-            self._record_state(label, record.status.state, record.status.stage)
+class _Experiments(Collector):
+    """Gauges of experiments, made anew at each scrape.
 
-    def _record_state(self, label: str, state: State, stage: int) -> None:
-        for each in State:
-            self.state.labels(label, each.value).set(float(each is state))
-        self.stage.labels(label).set(stage)
+    Those that run or are frozen take their labels first. Drafts and what has ended leave half of all labels to them, lest a store that
+    holds hundreds of old experiments leave none to new ones.
+    """
+
+    def __init__(self, label: Callable[[str, int], str]) -> None:
+        self._label = label
+        self.snapshot: Callable[[], Snapshot] = Snapshot
+        self.plans: Mapping[str, Planned] = {}
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        """For Prometheus."""
+        state = _gauge("allocator_experiment_state", "1 for the state that an experiment is in.", "state")
+        stage = _gauge("allocator_experiment_stage", "Index of the ramp stage.")
+        weight = _gauge("allocator_weight_ratio", "Planned share of an arm.", "arm")
+        cap = _gauge("allocator_exposure_cap_ratio", "Largest share that a candidate may receive now.", "arm")
+        exposure = _gauge("allocator_exposure_ratio", "Share of an experiment's decisions that an arm received.", "arm")
+        prob_best = _gauge("allocator_prob_best_ratio", "Probability that an arm is the best.", "arm")
+        sample_ratio = _gauge(
+            "allocator_sample_ratio_p_value",
+            "How surprising the draws are, given the published weights: the least p-value of any candidate, valid at every look.",
+        )
+        evidence = _gauge(
+            "allocator_guardrail_evidence_ratio",
+            "Evidence of a guardrail (natural log) over what a breach needs; 1 or more is a breach.",
+            "arm",
+            "guardrail",
+        )
+        for label, entry in self._labelled():
+            for each in State:
+                state.add_metric((label, each.value), float(each.value == entry.state))
+            stage.add_metric((label,), entry.stage)
+            for arm, name in enumerate(entry.arms):
+                weight.add_metric((label, name), weight_of(entry, arm))
+                if arm != entry.incumbent:
+                    cap.add_metric((label, name), cap_of(entry, arm))
+            planned = self.plans.get(entry.uid.hex()) if entry.state in LIVING else None
+            if planned is None:
+                continue
+            experiment, plan = planned.record.experiment, planned.plan
+            total = max(int(plan.exposures.sum()), 1)
+            for index, each_arm in enumerate(experiment.arms):
+                exposure.add_metric((label, each_arm.name), plan.exposures[index] / total)
+                prob_best.add_metric((label, each_arm.name), plan.learned[0].best.prob_best[index])
+            sample_ratio.add_metric((label,), min(plan.sample_ratio))
+            for (arm_name, guardrail), ratio in nearest(planned).items():
+                evidence.add_metric((label, arm_name, guardrail), ratio)
+        yield from (state, stage, weight, cap, exposure, prob_best, sample_ratio, evidence)
+
+    def _labelled(self) -> Iterator[tuple[str, Entry]]:
+        """Entries that have a label of their own."""
+        for entry in sorted(self.snapshot().entries.values(), key=lambda entry: entry.state not in LIVING):
+            label = self._label(entry.experiment, MAX_EXPERIMENTS if entry.state in LIVING else RESTING_EXPERIMENTS)
+            if label is not OTHER:
+                yield label, entry
+
+
+def weight_of(entry: Entry, arm: int) -> float:
+    """Share of the slots that the arm serves, of the first table; in [0, 1]."""
+    if entry.only is not None:
+        return float(arm == entry.only[0])
+    served = entry.tables[0].served
+    return served[arm] / SLOTS if arm < len(served) else 0.0
+
+
+def cap_of(entry: Entry, arm: int) -> float:
+    """Largest share that a candidate may receive now: all for a concluded winner, nothing where the incumbent serves alone."""
+    if entry.only is not None:
+        return float(arm == entry.only[0])
+    return 0.0 if entry.drained >> arm & 1 else min(entry.cap, entry.cap_per_candidate)
+
+
+def nearest(planned: Planned) -> dict[tuple[str, str], float]:
+    """Of each candidate and guardrail, the evidence of the segment nearest to a breach, over what a breach needs."""
+    experiment, worst = planned.record.experiment, dict[tuple[str, str], float]()
+    for finding in planned.plan.findings:
+        if finding.arm != experiment.incumbent:
+            key = (experiment.arms[finding.arm].name, finding.guardrail)
+            worst[key] = max(worst.get(key, -math.inf), finding.log_evidence / finding.log_threshold)
+    return worst
+
+
+def _gauge(name: str, documentation: str, *labels: str) -> GaugeMetricFamily:
+    return GaugeMetricFamily(name, documentation, labels=("experiment", *labels))
 
 
 class _DecisionLogRows(Collector):

@@ -130,6 +130,9 @@ class Relay:
         """As `Ingest.report`, upstream."""
         return self.receive(outcomes, exposures)[0]
 
+    def begin(self, _outcomes: Sequence[Outcome], _exposures: Sequence[Exposure]) -> None:
+        """Nothing can be begun without waiting for the upstream: see `Ingest.begin`."""
+
     def receive(
         self, outcomes: Sequence[Outcome], exposures: Sequence[Exposure] = (), batches: Sequence[ExposureBatch] = ()
     ) -> tuple[list[Result], int]:

@@ -264,12 +264,11 @@ class OperatorServicer(Governance):
 
     async def approve_experiment(self, request: operator_pb.ApproveExperimentRequest) -> operator_pb.ApproveExperimentResponse:
         """ApproveExperiment."""
-        if request.revision:
-            record = await self._command(self._commands.agree, request, revision=request.revision)
-            pending = record.proposal is not None and record.proposal.digest.startswith(request.revision.lower())
-        else:
-            record, pending = await self._command(self._commands.approve, request), False
-        return operator_pb.ApproveExperimentResponse(experiment=convert.record_to_message(record), pending=pending)
+        seen = request.revision
+        stage = not seen or self._commands.in_force(self._engine.registry.get(request.experiment), seen)
+        record = await self._command(self._commands.approve if stage else self._commands.agree, request, revision=seen)
+        pending = not stage and record.proposal is not None and record.proposal.digest.startswith(seen.lower())
+        return operator_pb.ApproveExperimentResponse(experiment=convert.record_to_message(record), pending=pending, stage=stage)
 
     async def advance_experiment(self, request: operator_pb.AdvanceExperimentRequest) -> operator_pb.AdvanceExperimentResponse:
         """AdvanceExperiment."""

@@ -23,9 +23,10 @@ from allocator.core.confidence import confidence_sequence
 from allocator.core.entry import entry_of
 from allocator.core.experiment import Assignment
 from allocator.core.kernels import serve
-from allocator.core.lifecycle import Event, State, Status, step
+from allocator.core.lifecycle import Event, StageApproval, State, Status, step
 from allocator.core.outcome import metric_names
 from allocator.core.plan import Plan, carried_out, plan
+from allocator.core.ramp import approvers
 from allocator.core.record import Record
 from allocator.core.settling import coarsening
 from allocator.core.snapshot import Entry
@@ -159,10 +160,9 @@ class Rehearsal:
         if status.state is not State.RUNNING or status.stage + 1 >= len(stages) or after is None:
             return
         wanted = stages[status.stage + 1].approvals
-        if len(status.approvers) >= wanted or self.now - status.stage_since_seconds < after:
+        if len(approvers(self.experiment, status, self.now)) >= wanted or self.now - status.stage_since_seconds < after:
             return
-        people = tuple(f"person-{number + 1}" for number in range(wanted))
-        status = replace(status, approvers=people)
+        status = replace(status, approvals=tuple(StageApproval(f"person-{number + 1}", self.now) for number in range(wanted)))
         self.record = replace(self.record, version=self.record.version + 1, status=status, updated_seconds=self.now)
 
     def _plan(self, now: float) -> None:

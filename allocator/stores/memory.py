@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 
 from allocator.core.audit import GENESIS, AuditEntry, AuditRecord
 from allocator.core.record import Cell, Record
@@ -80,6 +81,14 @@ class MemoryStore:
             self._touch({uid for changes in (opened, settled) for uid, sums in changes.items() if sums})
         self._tell()
         return batch.counted
+
+    def add_soon(self, outcomes: Sequence[OutcomeRow], exposures: Sequence[ExposureRow] = ()) -> Future[list[Counted]]:
+        found: Future[list[Counted]] = Future()
+        try:
+            found.set_result(self.add(outcomes, exposures))
+        except Exception as exc:
+            found.set_exception(exc)
+        return found
 
     def cells(self, uid: str) -> list[Cell]:
         with self._lock:

@@ -27,6 +27,7 @@ import os
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from typing import TypeVar
 
 import msgspec
@@ -92,6 +93,10 @@ class SqliteStore(Writer):
     def add(self, outcomes: Sequence[OutcomeRow], exposures: Sequence[ExposureRow] = ()) -> list[Counted]:
         rules.check_nonces(outcomes)
         return self._submit(Add(outcomes, exposures))
+
+    def add_soon(self, outcomes: Sequence[OutcomeRow], exposures: Sequence[ExposureRow] = ()) -> Future[list[Counted]]:
+        rules.check_nonces(outcomes)
+        return self._enqueue(Add(outcomes, exposures))
 
     def cells(self, uid: str) -> list[Cell]:
         return words.proven(self._read(words.ROWS, words.READ_CELLS.format(table="cells"), uid))

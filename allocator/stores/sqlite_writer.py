@@ -51,11 +51,14 @@ class Writer:
         self._tail = disk.Tail(path)
 
     def _submit(self, work: Work) -> Any:
+        return self._enqueue(work).result()
+
+    def _enqueue(self, work: Work) -> Future[Any]:
         with self._gate:
             if self._closed:
                 raise rules.closed()
             self._queue.put(work)
-        return work.future.result()
+        return work.future
 
     def _write(self) -> None:
         """Take all the work that waits, carry it out, tell its callers; until the end of the queue."""

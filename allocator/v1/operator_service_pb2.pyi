@@ -230,12 +230,14 @@ class ApproveExperimentRequest(_message.Message):
     def __init__(self, experiment: _Optional[str] = ..., actor: _Optional[str] = ..., reason: _Optional[str] = ..., revision: _Optional[str] = ...) -> None: ...
 
 class ApproveExperimentResponse(_message.Message):
-    __slots__ = ("experiment", "pending")
+    __slots__ = ("experiment", "pending", "stage")
     EXPERIMENT_FIELD_NUMBER: _ClassVar[int]
     PENDING_FIELD_NUMBER: _ClassVar[int]
+    STAGE_FIELD_NUMBER: _ClassVar[int]
     experiment: _allocator_pb2.Experiment
     pending: bool
-    def __init__(self, experiment: _Optional[_Union[_allocator_pb2.Experiment, _Mapping]] = ..., pending: bool = ...) -> None: ...
+    stage: bool
+    def __init__(self, experiment: _Optional[_Union[_allocator_pb2.Experiment, _Mapping]] = ..., pending: bool = ..., stage: bool = ...) -> None: ...
 
 class AdvanceExperimentRequest(_message.Message):
     __slots__ = ("experiment", "actor", "reason", "stage")

@@ -298,7 +298,7 @@ def _fill_proposal(m: pb.Proposal, p: Proposal) -> None:
 def etag(record: Record) -> str:
     """Opaque to callers; changes when a person or a guardrail changed something, not with each new plan."""
     s = record.status
-    seen = (record.uid, record.revision, s.state, s.stage, s.freeze_epoch, s.resume_epoch, s.drained, s.approvers, s.winner)
+    seen = (record.uid, record.revision, s.state, s.stage, s.freeze_epoch, s.resume_epoch, s.drained, s.approvals, s.winner)
     if record.proposal is not None:
         seen = (*seen, record.proposal.digest, record.proposal.approvers)
     return hashlib.blake2b(repr(seen).encode(), digest_size=8).hexdigest()

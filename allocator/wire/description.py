@@ -8,6 +8,7 @@ from allocator.core.description import Description, PastEvidence
 from allocator.core.experiment import Experiment
 from allocator.core.guardrail_counts import ALL
 from allocator.core.judgement import Finding
+from allocator.core.ramp import approvers
 from allocator.v1 import operator_service_pb2 as pb
 from allocator.wire.convert import record_to_message, timestamp
 from allocator.wire.enums import to_number
@@ -47,7 +48,7 @@ def description_to_message(d: Description) -> pb.DescribeExperimentResponse:
     stage.shadow = experiment.stages[status.stage].shadow
     stage.entered_time.CopyFrom(timestamp(status.stage_since_seconds))
     stage.waiting_for.extend(d.plan.waiting_for)
-    stage.approvers.extend(status.approvers)
+    stage.approvers.extend(approvers(experiment, status, d.seconds))
     return message
 
 

@@ -6,6 +6,7 @@ import errno
 import subprocess
 import sys
 
+import grpc
 import numpy as np
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
@@ -13,16 +14,20 @@ import pytest
 
 from allocator.analysis import decision_log as reader
 from allocator.analysis.off_policy import evaluate
-from allocator.client import Client
+from allocator.client import AsyncClient, Client
 from allocator.core.assignment import SLOTS, unit_hash
+from allocator.core.decision import Reason
 from allocator.core.decision_id import read as read_id
 from allocator.core.experiment import Assignment, Exposure, Policy, PolicyKind, RampStage, Reward, Segment
 from allocator.core.outcome import Outcome
 from allocator.errors import InvalidArgument, NotFound, Unavailable
 from allocator.server import decision_log
 from allocator.server.config import Config
+from allocator.server.main import Server as ListeningServer
 from allocator.server.workers import check_workers
-from tests.conftest import two_arms
+from allocator.v1 import allocator_service_pb2 as service_pb
+from allocator.v1 import allocator_service_pb2_grpc as service_grpc
+from tests.conftest import ManualClock, two_arms
 from tests.processes import Server, until
 
 SECRET_UNIT = "ada.lovelace@example.org"
@@ -92,6 +97,51 @@ def test_no_unit_no_pin_and_no_salt_is_anywhere_in_the_log(logging):
         assert salt not in text
         assert salt.hex().encode() not in text
     assert unit_hash(salt, SECRET_UNIT.encode()).hex() in repr(rows)
+
+
+@pytest.mark.parametrize("stale", [False, True])
+async def test_who_opted_out_leaves_no_row_whether_asked_for_alone_or_with_others_also_without_a_planner(tmp_path, stale):
+    clock = ManualClock()
+    config = Config(listen="127.0.0.1:0", metrics="", store="memory:", decision_log=str(tmp_path), drain_seconds=0)
+    server = ListeningServer(config, clock=clock)
+    await server.start()
+    server.engine.commands.apply(two_arms(opt_out="no_experiments", pins={"tester": "new"}), actor="ann")
+    server.engine.commands.start("ranker", actor="ann")
+    server.engine.planner.stop()
+    if stale:
+        clock.pass_(60)
+    async with grpc.aio.insecure_channel(server.address) as channel, AsyncClient(server.address) as client:
+        ask = service_grpc.AllocatorServiceStub(channel).BatchDecide
+        out = [await client.decide("ranker", unit, {"no_experiments": True}) for unit in (SECRET_UNIT, "tester")]
+        together = [
+            await ask(service_pb.BatchDecideRequest(experiment="ranker", units=units, attributes={"no_experiments": said}))
+            for units, said in (((SECRET_UNIT, "u2", "tester"), "yes"), (("u4", "u5"), "no"))
+        ]
+        other = await client.decide("ranker", "u3")
+        assert {*(decision.reason for decision in out), *together[0].reasons} == {Reason.OPTED_OUT}
+        forgotten = [*(decision.id for decision in out), *together[0].ids]
+        kept = [other.id, *together[1].ids]
+        for decision_id in (*forgotten, *kept):
+            await client.report(decision_id, reward=1.0, metrics={"error": 0.0})
+    salt = server.engine.registry.get("ranker").salt
+    assert sum(arm.decisions for arm in server.engine.describe("ranker").arms) == len(kept), "what a report says that the server counted"
+    await server.stop()
+    logged = reader.read(tmp_path, "default/ranker")
+    assert set(logged.decision_id) == set(kept)
+    assert (logged.reward == 1.0).all()
+    assert logged.strangers == 0
+    tables = repr([ds.dataset(tmp_path / name).to_table().to_pylist() for name in ("decisions", "outcomes")])
+    assert unit_hash(salt, SECRET_UNIT.encode()).hex() not in tables
+    assert not any(decision_id in tables for decision_id in forgotten)
+
+
+def test_a_full_queue_loses_nothing_of_who_opted_out(logging):
+    r = served(logging, 3, {"most_waiting": 3}, opt_out="no_experiments")
+    decision = r.decide(attributes={"no_experiments": "1"})
+    entry = r.engine.live.snapshot.entries["default/ranker"]
+    r.log.decided_batch(entry, [decision.id] * 4, [b"u"] * 4, {}, [decision.reason] * 4)
+    r.report([Outcome(decision.id, 1.0)])
+    assert r.log.counts.lost == {"decisions": 0, "outcomes": 0, "snapshots": 0}
 
 
 def test_an_outcome_counts_as_the_server_counted_it(logging):

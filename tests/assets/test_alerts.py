@@ -83,6 +83,7 @@ def test_an_alert_names_metrics_that_exist_and_a_runbook(alert: dict) -> None:
     assert alert["labels"]["severity"] in ("page", "ticket", "info")
     page, _, anchor = alert["annotations"]["runbook_url"].partition("#")
     assert (ASSETS.parents[1] / page).is_file()
+    assert anchor == alert["alert"].lower(), "a section of its own"
     assert anchor in {title.lower() for title in re.findall(r"^### (\w+)$", RUNBOOKS, re.MULTILINE)}
     assert alert["annotations"]["summary"]
     assert alert["annotations"]["description"]
@@ -91,6 +92,18 @@ def test_an_alert_names_metrics_that_exist_and_a_runbook(alert: dict) -> None:
 def test_every_runbook_belongs_to_an_alert() -> None:
     anchors = {alert["annotations"]["runbook_url"].partition("#")[2] for alert in ALERTS}
     assert {title.lower() for title in re.findall(r"^### (Allocator\w+)$", RUNBOOKS, re.MULTILINE)} == anchors
+
+
+def test_the_page_says_which_alerts_ring_at_once_and_which_tell_a_trend() -> None:
+    (at_once,) = re.findall(r"^\| at once \|(.*)\|", RUNBOOKS, re.MULTILINE)
+    (trend,) = re.findall(r"^\| a trend \|(.*)\|", RUNBOOKS, re.MULTILINE)
+    (lasting,) = re.findall(r"^\| a state that lasts \|(.*)\|", RUNBOOKS, re.MULTILINE)
+    said = {kind: set(re.findall(r"Allocator\w+", text)) for kind, text in (("", at_once), ("trend", trend), ("for", lasting))}
+    found: dict[str, set[str]] = {"": set(), "trend": set(), "for": set()}
+    for alert in ALERTS:
+        two_looks = "deriv(" in alert["expr"] or len(set(re.findall(r"\[(\w+)\]", alert["expr"]))) > 1
+        found["" if "for" not in alert else "trend" if two_looks else "for"].add(alert["alert"])
+    assert said == found
 
 
 @pytest.mark.parametrize(("panel", "expression"), list(queries()))

@@ -121,6 +121,13 @@ def test_what_is_in_force_and_what_is_new_is_told_before_it_is_applied(run: Run,
     assert run("apply", "-f", path, "--diff").out == f"experiment default/{name} unchanged\n"
 
 
+def test_a_stage_is_approved_of_the_spec_that_was_seen(run: Run, started: str) -> None:
+    (revision,) = json.loads(run("revisions", started, "-o", "json").out)
+    assert run("approve", started, "--revision", revision["digest"], "--actor", "bob").out == f"experiment default/{started} approved\n"
+    other = run("approve", started, "--revision", "0" * 64, "--actor", "bob")
+    assert (other.code, "no such proposal waits" in other.err) == (3, True)
+
+
 def test_a_log_is_taken_along_as_lines_or_as_a_sheet(run: Run, approved: tuple[str, str]) -> None:
     _, name = approved
     lines = [json.loads(line) for line in run("audit", "export", name).out.splitlines()]
@@ -143,6 +150,19 @@ def test_checkpoints_are_read_from_files_and_must_be_checkpoints(run: Run, appro
     assert told.err == "error: the audit log was cut off or written anew: it does not hold the checkpoint of record 1\n"
     assert run("audit", "verify", "--checkpoint", str(bad)).code == 2
     assert run("audit", "verify", "--checkpoint", str(tmp_path / "nowhere")).code == 2
+
+
+def test_half_a_line_of_a_checkpoint_file_is_passed_over_and_said_to_be(run: Run, approved: tuple[str, str], tmp_path: Path) -> None:
+    head = json.loads(run("audit", "export").out.splitlines()[-1])
+    line = json.dumps({"time": 1.0, "sequence": head["sequence"], "digest": head["digest"]})
+    path = tmp_path / "heads"
+    path.write_text(f"{line}\n{line[:30]}\n{line}\n{line[:40]}")
+    told = run("audit", "verify", "--checkpoint", str(path))
+    assert told.code == 0
+    assert "holds 2 checkpoints" in told.out
+    assert told.err == f"{path}: lines 2, 4 are not whole (a server was killed, or had no room, while it wrote) and are passed over\n"
+    path.write_text(json.dumps({"sequence": 1, "digest": "0" * 64}) + "\n" + line[:40])
+    assert run("audit", "verify", "--checkpoint", str(path)).code == 1, "the lines that are whole count"
 
 
 def test_tokens_are_made_listed_rotated_and_revoked_on_a_store(tmp_path: Path) -> None:

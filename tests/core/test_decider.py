@@ -98,6 +98,19 @@ def test_many_at_once_are_decided_counted_and_remembered_as_one_by_one(case):
             assert sorted(single.take()) == sorted(batch.take())
 
 
+@pytest.mark.parametrize("stale", [False, True])
+@pytest.mark.parametrize("changes", [{}, {"only": (0, 4)}, {"pins": {b"u": 1}}, {"target": {"c": frozenset({"fr"})}}, {"strict": True}])
+def test_who_opted_out_is_counted_nowhere_whatever_else_holds(changes, stale):
+    entry, decider = entry_with(opt_out="no", **changes), Decider(KEY)
+    decision = decider.decide(entry, b"u", {"no": "yes"}, START, bytes(8), stale=stale)
+    found = decider.decide_batch(entry, [b"u", b"v"], {"no": "yes"}, START, bytes(16), stale=stale)
+    assert {(decision.arm, decision.reason), *((entry.arms[a], r) for a, r in zip(found.arms, found.reasons, strict=True))} == {
+        ("a", Reason.OPTED_OUT)
+    }
+    assert not read(KEY, decision.id).counted
+    assert decider.take() == []
+
+
 @pytest.mark.parametrize("case", sorted(set(ENTRIES) - {"strict", "leased"}))  # what gates allow depends on what came before
 def test_a_decision_is_what_choose_says_and_its_id_is_minted_from_it(case):
     changes, attributes, stale = ENTRIES[case]

@@ -40,7 +40,7 @@ def test_only_a_resume_opens_the_latch_and_it_begins_an_activation():
         assert status.frozen
         status = step(status, Event.RESUMED, reason="y", now=3.0)
         assert not status.frozen
-        assert (status.drained, status.approvers) == ((), ())
+        assert (status.drained, status.approvals) == ((), ())
 
 
 running = st.builds(

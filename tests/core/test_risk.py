@@ -132,9 +132,9 @@ ROWS = {  # the field: the pair of specs that differ in it, and whether the seco
     "Policy.half_life_seconds": [(of("policy", base=POOLED, half_life_seconds=60.0), RISKY)],
     "Policy.power": [
         (of("policy", base=POOLED, power=0.5), RISKY),
-        (of("policy", base=of("policy", base=POOLED, power=0.5)[1], power=1.0), SAFE),
+        (of("policy", base=of("policy", base=POOLED, power=0.5)[1], power=1.0), RISKY),  # the leader gets more
     ],
-    "Policy.beta": [(of("policy", base=POOLED, beta=0.4), RISKY), (of("policy", base=POOLED, beta=0.6), SAFE)],
+    "Policy.beta": [(of("policy", base=POOLED, beta=0.4), RISKY), (of("policy", base=POOLED, beta=0.6), RISKY)],
     "Policy.floor_schedule": [(of("policy", base=POOLED, floor_schedule=True), RISKY)],
     "Policy.shares": [(of("policy", shares={"old": 0.8, "new": 0.2}), RISKY), (of("policy", shares={"old": 0.95, "new": 0.05}), SAFE)],
     "Policy.pooling": [(of("policy", base=POOLED, pooling=e.Pooling.PER_SEGMENT), RISKY)],
@@ -180,7 +180,11 @@ ROWS = {  # the field: the pair of specs that differ in it, and whether the seco
     "Segment.name": [(of("segments", 0, name="x"), RISKY)],
     "Segment.match": [(of("segments", 0, match={}), RISKY)],
     "RampStage.cap": [(of("ramp", 1, cap=0.2), RISKY), (of("ramp", 1, cap=0.05), SAFE)],
-    "RampStage.shadow": [(of("ramp", 0, shadow=False, cap=0.01), RISKY), (of("ramp", 1, shadow=True, cap=0.0), SAFE)],
+    "RampStage.shadow": [
+        (of("ramp", 0, shadow=False, cap=0.01), RISKY),
+        (of("ramp", 1, shadow=True, cap=0.0), RISKY),  # and the next stage needs no proof
+        (of("ramp", 2, shadow=True, cap=0.0), SAFE),
+    ],
     "RampStage.min_duration_seconds": [
         (of("ramp", 1, min_duration_seconds=60.0), RISKY),
         (of("ramp", 1, min_duration_seconds=7200.0), SAFE),
@@ -225,6 +229,52 @@ def test_the_sentences_say_what_and_by_how_much_and_name_no_unit():
     assert told[2].startswith("alpha falls from 0.001 to 0.0001")
     assert told[3:] == ["1 more pinned to candidates", "1 no longer pinned to the incumbent"]
     assert "jane" not in " ".join(told)
+
+
+def ramps(*stages: tuple) -> Experiment:
+    return replace(BASE, ramp=tuple(e.RampStage(*stage) for stage in stages))
+
+
+HOUR, DAY = 3600.0, 86_400.0
+FIRST, SECOND, THIRD = (0.01, False, HOUR, 1000), (0.1, False, DAY, 5000, 1), (0.5, False, 0.0, 0, 2)
+GATED = ramps(FIRST, SECOND, THIRD)
+
+
+@pytest.mark.parametrize(
+    ("stages", "expected"),
+    [
+        # what asks for more, or leads less far
+        ([(0.001, False, HOUR), FIRST, SECOND, THIRD], []),
+        ([FIRST, (0.05, False, 0.0, 0, 1), SECOND, THIRD], []),
+        ([(0.0, True, DAY), FIRST, SECOND, THIRD], []),
+        ([FIRST, SECOND], []),
+        ([FIRST, (0.1, False, DAY, 5000, 2), (0.4, False, 0.0, 0, 2)], []),
+        # the approvals stay, the step that they were for does not
+        ([FIRST, (0.01, False, DAY, 5000, 2), (0.5,)], "beyond 0.01: approvals falls from 1 to 0"),
+        ([FIRST, SECOND, (0.1, False, 0.0, 0, 2), (0.5,)], "beyond 0.1: approvals falls from 2 to 0"),
+        # the time stays, but at less exposure
+        (
+            [(0.01, False, DAY + HOUR, 6000), (0.1, False, 0.0, 0, 1), (0.1,), THIRD],
+            "beyond 0.1: seconds spent at 0.1 or more falls from 86400 to 0",
+        ),
+        # a stage goes, or proves nothing any more
+        ([SECOND, THIRD], "beyond 0.01: no guardrail need be proven safe first"),
+        ([FIRST, (0.0, True, DAY, 5000, 1), THIRD], "beyond 0.1: no guardrail need be proven safe first"),
+        ([(0.0, True, HOUR, 1000), SECOND, THIRD], "beyond 0.01: no guardrail need be proven safe first"),
+        ([FIRST, (0.5, False, DAY, 5000, 2)], "beyond 0.1: outcomes at 0.1 or more falls from 5000 to 0"),
+        ([FIRST, SECOND, THIRD, (0.6,)], "beyond 0.5: candidates may get 0.6 in the end, not 0.5"),
+    ],
+)
+def test_a_ramp_is_judged_by_what_it_takes_to_get_further(stages, expected):
+    found = riskier(GATED, ramps(*stages))
+    assert expected in found if expected else not found, found
+
+
+def test_a_stage_that_is_skipped_by_the_revision_itself_is_riskier():
+    before, after = ramps((0.0, True), (0.1,), (0.5,)), ramps((0.1,), (0.5,))
+    assert riskier(before, after) == []  # from the beginning nothing was asked for at 0 %
+    told = riskier(before, after, stage=1)
+    assert told[0] == "stage 1, which is in force: cap rises from 0.1 to 0.5"
 
 
 def test_one_riskier_part_makes_the_whole_revision_riskier():

@@ -11,6 +11,7 @@ from structlog.testing import capture_logs
 from allocator.core.approval import ProposalKind
 from allocator.core.experiment import Approval, Exposure, Guardrail, RampStage
 from allocator.core.lifecycle import State
+from allocator.core.revision import spec_digest
 from allocator.engine import history
 from allocator.errors import InvalidArgument, NotFound, Refused
 from tests.conftest import two_arms
@@ -224,12 +225,54 @@ def test_a_proposal_that_the_planner_changed_meanwhile_is_still_carried_out(runn
 def test_who_is_identified_approves_no_stage_of_their_own_spec(rehearsal):
     ramp = (RampStage(0.0, True), RampStage(0.5, approvals=1))
     rehearsal.run(two_arms(ramp=ramp))
-    assert rehearsal.engine.commands.approve("ranker", actor="ann").status.approvers == ("ann",), "a claim proves nothing"
+    approved = rehearsal.engine.commands.approve("ranker", actor="ann").status.approvals
+    assert [given.actor for given in approved] == ["ann"], "a claim proves nothing"
     rehearsal.engine.commands.apply(two_arms(ramp=ramp, guardrails=(Guardrail("errors", "error", max=0.01),)), actor="bob")
     rehearsal.engine.commands.identified = True
     with pytest.raises(Refused) as caught:
         rehearsal.engine.commands.approve("ranker", actor="bob")
     assert caught.value.reason == "SELF_APPROVAL"
+
+
+STAGED = two_arms(ramp=(RampStage(0.0, True), RampStage(0.1, approvals=1)), approval=Approval(expiry_seconds=3600.0))
+
+
+def test_an_approval_of_a_stage_is_void_after_any_revision(rehearsal):
+    rehearsal.run(STAGED)
+    commands = rehearsal.engine.commands
+    wider = replace(STAGED, ramp=(STAGED.ramp[0], RampStage(0.5, approvals=1)), hypothesis="all is well")
+    commands.approve("ranker", actor="carol", reason="10 % is fine")
+    commands.apply(wider, actor="carol", reason="half of them")
+    record = rehearsal.record()
+    assert (record.status.stage, record.status.approvals) == (0, ())
+    assert "1 more approval of stage 1 (50%)" in rehearsal.engine.describe("ranker").plan.waiting_for
+
+
+def test_an_approval_of_a_stage_expires_and_can_be_given_again(rehearsal):
+    waiting = replace(STAGED, ramp=(replace(STAGED.ramp[0], min_duration_seconds=7200.0), STAGED.ramp[1]))
+    rehearsal.run(waiting)
+    commands, engine = rehearsal.engine.commands, rehearsal.engine
+    commands.approve("ranker", actor="ben")
+    rehearsal.clock.pass_(3599.0)
+    assert not any("approval" in missing for missing in engine.describe("ranker").plan.waiting_for)
+    rehearsal.clock.pass_(3601.0)
+    assert engine.describe("ranker").plan.waiting_for == ("1 more approval of stage 1 (10%)",)
+    engine.planner.tick()
+    assert rehearsal.record().status.stage == 0
+    commands.approve("ranker", actor="ben")
+    engine.planner.tick()
+    assert rehearsal.record().status.stage == 1
+
+
+def test_an_approval_of_a_stage_can_name_the_spec_that_was_seen(rehearsal):
+    rehearsal.run(STAGED)
+    commands, seen = rehearsal.engine.commands, spec_digest(STAGED)
+    commands.apply(replace(STAGED, ramp=(STAGED.ramp[0], RampStage(0.5, approvals=1))), actor="ann")
+    with pytest.raises(Refused, match="not the one you saw") as caught:
+        commands.approve("ranker", actor="ben", revision=seen)
+    assert caught.value.reason == "REVISION_CHANGED"
+    now = spec_digest(rehearsal.record().experiment)
+    assert [given.actor for given in commands.approve("ranker", actor="ben", revision=now[:12]).status.approvals] == ["ben"]
 
 
 def test_the_history_holds_every_revision_whole(running):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -18,7 +19,7 @@ from allocator.core.audit import GENESIS, AuditEntry, seal
 from allocator.core.experiment import Exposure
 from allocator.engine.engine import Engine
 from allocator.errors import Unavailable
-from allocator.server.checkpoints import Checkpoints
+from allocator.server.checkpoints import PIECE, Checkpoints, read_heads
 from allocator.server.offline import Offline
 from allocator.stores.memory import MemoryStore
 from allocator.stores.sqlite import SqliteStore
@@ -212,6 +213,182 @@ def test_a_log_that_was_altered_under_a_running_server_is_told_at_the_next_check
         checkpoints.write()
     assert [entry["sequence"] for entry in logs if entry["event"] == "audit.broken"] == [2, 3]
     assert told == [1, 1]
+
+
+def looking(store, path="", piece=PIECE) -> tuple[Checkpoints, list[int]]:
+    """Checkpoints, and what they tell the metric."""
+    told: list[int] = []
+    return Checkpoints(store, str(path), ManualClock(), lambda: told.append(1), piece), told
+
+
+def told_of(checkpoints: Checkpoints, looks: int = 1) -> list[int]:
+    """Sequences of what is found in so many looks."""
+    with capture_logs() as logs:
+        for _ in range(looks):
+            checkpoints.write()
+    return [entry["sequence"] for entry in logs if entry["event"] == "audit.broken"]
+
+
+def grow(store, count: int, who: str = "ann") -> None:
+    store.put("note", who + str(count), None, None, [AuditEntry(float(n), who, "x", "") for n in range(count)])
+
+
+def change(path: Path, statement: str) -> None:
+    """One statement by somebody who can write the file."""
+    forge(path, lambda connection, rng: connection.execute(statement), random.Random(1))
+
+
+@pytest.fixture
+def living(tmp_path):
+    """A store that a server has open, with 30 records, and its file."""
+    with contextlib.closing(SqliteStore(str(tmp_path / "a.db"), SeededEntropy())) as store:
+        grow(store, 30)
+        yield store, tmp_path / "a.db"
+
+
+def test_an_old_record_that_was_edited_under_a_running_server_is_told_once(living):
+    store, path = living
+    checkpoints, told = looking(store)
+    assert told_of(checkpoints, looks=3) == []
+    change(path, "UPDATE audit SET reason = 'nobody' WHERE sequence = 7")
+    assert told_of(checkpoints) == [7]
+    assert told_of(checkpoints, looks=3) == []
+    assert told == [1]
+
+
+def test_a_log_that_was_cut_off_under_a_running_server_is_told_at_the_next_look_also_when_it_has_grown_again(living):
+    store, path = living
+    checkpoints, told = looking(store)
+    assert told_of(checkpoints) == []
+    change(path, "DELETE FROM audit WHERE sequence > 20")
+    assert told_of(checkpoints, looks=3) == [30]
+    grow(store, 5)
+    assert told_of(checkpoints, looks=2) == [], "it goes on from where the log ends now"
+    change(path, "DELETE FROM audit WHERE sequence > 22")
+    grow(store, 8, "bob")
+    assert told_of(checkpoints) == [25]
+    assert told == [1, 1]
+
+
+def test_a_log_that_was_written_anew_under_a_running_server_is_told_at_the_next_look(living):
+    store, path = living
+    checkpoints, told = looking(store)
+    assert told_of(checkpoints) == []
+    forge(path, write_anew, random.Random(1))
+    assert told_of(checkpoints) == [30]
+    assert told == [1]
+
+
+def test_a_long_log_is_looked_at_in_pieces_and_whole_after_a_round(living):
+    store, path = living
+    read = []
+    audit = store.audit
+    store.audit = lambda after=0, limit=1000, experiment=None: read.append(limit) or audit(after, limit, experiment)
+    checkpoints, told = looking(store, piece=10)
+    assert told_of(checkpoints) == []
+    change(path, "UPDATE audit SET actor = 'bob' WHERE sequence = 5")
+    for _ in range(2):
+        read.clear()
+        assert told_of(checkpoints) == [], "the second and the last third of the first round"
+        assert sum(limit for limit in read if limit < 1000) <= 11
+    assert told_of(checkpoints) == [5]
+    assert told == [1]
+
+
+def test_the_head_of_a_long_log_is_found_and_written_at_the_first_look(living, tmp_path):
+    store, _ = living
+    checkpoints, _ = looking(store, tmp_path / "heads", piece=3)
+    checkpoints.write()
+    assert json.loads((tmp_path / "heads").read_text())["sequence"] == 30
+    grow(store, 40, "bob")
+    checkpoints.write()
+    assert [json.loads(line)["sequence"] for line in (tmp_path / "heads").read_text().splitlines()] == [30, 70]
+
+
+@pytest.mark.parametrize("forged", [cut, write_anew])
+def test_a_log_that_was_forged_while_no_server_ran_is_told_at_the_start_by_the_file_of_checkpoints(kept, tmp_path, forged):
+    path, heads = kept
+    shutil.copyfile(path, tmp_path / "a.db")
+    shutil.copyfile(path.parent / "heads", tmp_path / "heads")
+    forge(tmp_path / "a.db", forged, random.Random(2))
+    with contextlib.closing(SqliteStore(str(tmp_path / "a.db"), SeededEntropy())) as store:
+        checkpoints, told = looking(store, tmp_path / "heads")
+        assert heads[-1].sequence in told_of(checkpoints)
+        assert told
+        assert told_of(checkpoints, looks=2) == []
+
+
+def test_an_older_checkpoint_that_the_log_does_not_hold_is_told_in_the_first_round(kept, tmp_path):
+    path, heads = kept
+    lines = (path.parent / "heads").read_text().splitlines()
+    other = json.dumps({"time": 1.0, "sequence": heads[0].sequence, "digest": "f" * 64})
+    (tmp_path / "heads").write_text("\n".join([other, *lines[1:], ""]))
+    shutil.copyfile(path, tmp_path / "a.db")
+    with contextlib.closing(SqliteStore(str(tmp_path / "a.db"), SeededEntropy())) as store:
+        checkpoints, _ = looking(store, tmp_path / "heads")
+        assert told_of(checkpoints, looks=3) == [heads[0].sequence]
+
+
+def test_an_untouched_log_is_told_by_nothing_through_any_number_of_restarts(kept, tmp_path):
+    path, _ = kept
+    shutil.copyfile(path, tmp_path / "a.db")
+    shutil.copyfile(path.parent / "heads", tmp_path / "heads")
+    for number in range(3):
+        with contextlib.closing(SqliteStore(str(tmp_path / "a.db"), SeededEntropy())) as store:
+            checkpoints, told = looking(store, tmp_path / "heads")
+            assert told_of(checkpoints, looks=2) == []
+            grow(store, 3, f"ann{number}")
+            assert told_of(checkpoints, looks=2) == []
+            assert told == []
+    heads = [pb.AuditHead(sequence=head.sequence, digest=head.digest) for head in read_heads(str(tmp_path / "heads")).heads]
+    assert heads[-1].sequence == 38 + 9
+    assert verify(tmp_path / "a.db", heads).intact
+
+
+@pytest.mark.parametrize("torn", ['{"time": 17', "\0\0\0\0", "\xff"])
+def test_half_a_line_of_the_file_of_checkpoints_spoils_neither_the_lines_before_nor_those_after(living, tmp_path, torn):
+    store, _ = living
+    path = tmp_path / "heads"
+    looking(store, path)[0].write()
+    with path.open("ab") as file:
+        file.write(torn.encode("latin-1"))
+    grow(store, 1, "bob")
+    checkpoints, told = looking(store, path)
+    assert told_of(checkpoints) == []
+    written = read_heads(str(path))
+    assert [sequence for sequence, _ in written.heads] == [30, 31]
+    assert (written.torn, written.foreign) == ([2], [])
+    assert told == []
+
+
+def test_a_record_that_the_store_cannot_read_any_more_is_told(living):
+    store, _ = living
+    checkpoints, told = looking(store)
+    checkpoints.write()
+    audit = store.audit
+
+    def gone(after=0, limit=1000, experiment=None):
+        if after < 12 <= after + limit:
+            raise Unavailable("an audit record in the store cannot be read", reason="STORE_CORRUPT")
+        return audit(after, limit, experiment)
+
+    store.audit = gone
+    assert told_of(checkpoints, looks=2) == [1], "somewhere from there on"
+    assert told == [1]
+
+
+def test_a_store_that_is_gone_for_a_while_is_no_altered_log(living):
+    store, _ = living
+    checkpoints, told = looking(store)
+    checkpoints.write()
+    audit = store.audit
+    store.audit = lambda *_, **__: (_ for _ in ()).throw(Unavailable("gone", reason="STORE_FAILED"))
+    with capture_logs() as logs:
+        checkpoints.write()
+    assert [entry["event"] for entry in logs] == ["audit.no_checkpoint"]
+    store.audit = audit
+    assert told_of(checkpoints, looks=2) == []
+    assert told == []
 
 
 def test_a_checkpoint_that_cannot_be_written_is_told_and_stops_nothing(tmp_path):

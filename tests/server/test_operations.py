@@ -10,11 +10,16 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from structlog.testing import capture_logs
 
+from allocator.core.experiment import Policy, PolicyKind
 from allocator.errors import InvalidArgument, Unavailable
+from allocator.server import main
 from allocator.server.config import Config
+from allocator.server.edge import Edge, EdgeConfig
 from allocator.server.main import Server
 from allocator.v1 import allocator_service_pb2 as service_pb
+from tests.processes import free_address
 from tests.server.test_end_to_end import started
 
 
@@ -42,7 +47,7 @@ async def test_health_and_reflection_answer(running):
 
 
 async def test_metrics_tell_what_happened_and_never_a_unit(running):
-    await started(running)
+    await started(running, policy=Policy(PolicyKind.FIXED, shares={"old": 0.5, "new": 0.5}))
     for i in range(200):
         decision = await running.client.decide("ranker", f"secret-unit-{i}")
         await running.client.report(decision.id, reward=1.0, metrics={"error": 0.0})
@@ -71,6 +76,19 @@ async def test_the_web_address_says_alive_and_ready_and_nothing_else(running):
     assert (await fetch(running.server.metrics_address, "/livez"))[0] == 200
     assert (await fetch(running.server.metrics_address, "/readyz"))[0] == 200
     assert (await fetch(running.server.metrics_address, "/etc/passwd"))[0] == 404
+
+
+async def test_a_server_without_its_store_is_ready_and_one_that_drains_is_not(tmp_path):
+    gone = f"redis://{free_address()}"
+    server = Server(Config(listen="127.0.0.1:0", metrics="127.0.0.1:0", store=gone, state=str(tmp_path), drain_seconds=0.5))
+    await server.start()
+    assert not server.engine.live.snapshot.entries
+    assert (await fetch(server.metrics_address, "/readyz"))[0] == 200
+    stopping = asyncio.create_task(server.stop())
+    await asyncio.sleep(0)  # it has begun
+    assert (await fetch(server.metrics_address, "/readyz"))[0] == 503
+    assert (await fetch(server.metrics_address, "/livez"))[0] == 200
+    await stopping
 
 
 async def test_calls_under_way_end_while_the_server_drains(running):
@@ -126,6 +144,46 @@ def test_wrong_settings_are_refused_by_name(settings, field):
     with pytest.raises(InvalidArgument) as caught:
         Config(**settings)
     assert caught.value.violations[0].field == field
+
+
+@pytest.mark.parametrize("edge", [False, True])
+async def test_a_server_that_strangers_can_reach_says_so_at_the_start_each_minute_and_to_prometheus(running, monkeypatch, edge):
+    monkeypatch.setattr(main, "INSECURE_SECONDS", 0.01)
+    if edge:
+        config = EdgeConfig(running.server.address, listen="0.0.0.0:0", metrics="127.0.0.1:0", insecure=True, drain_seconds=0)
+        server = Edge(config)
+    else:
+        server = Server(Config(listen="0.0.0.0:0", metrics="127.0.0.1:0", store="memory:", insecure=True, drain_seconds=0))
+    with capture_logs() as logs:
+        await server.start()
+        found: list = []
+        while len(found) < 3:
+            await asyncio.sleep(0.01)
+            found = [entry for entry in logs if entry["event"] == ("edge.insecure" if edge else "server.insecure")]
+        text = (await fetch(server.metrics_address, "/metrics"))[1]
+        await server.stop()
+    assert {(entry["log_level"], entry["address"], entry["lacking"]) for entry in found} == {
+        ("warning", server.address, "encrypted and authenticated")
+    }
+    assert "\nallocator_insecure 1.0\n" in text
+
+
+async def test_a_server_that_only_this_machine_reaches_or_that_asks_for_tls_and_tokens_is_not_insecure(running):
+    assert "\nallocator_insecure 0.0\n" in (await fetch(running.server.metrics_address, "/metrics"))[1]
+    assert Config(listen="127.0.0.1:1", insecure=True).insecurity == ""
+    assert Config(listen="0.0.0.0:1", tls_cert="c", tls_key="k", access="tokens", insecure=True).insecurity == ""
+    assert Config(listen="0.0.0.0:1", tls_cert="c", tls_key="k", insecure=True).insecurity == "authenticated"
+    assert EdgeConfig("x:1", listen="[::]:1", callers="tokens", insecure=True).insecurity == "encrypted"
+
+
+@pytest.mark.parametrize(("metrics", "told"), [("0.0.0.0:0", True), ("127.0.0.1:0", False), ("localhost:0", False)])
+async def test_metrics_that_other_machines_can_read_are_told_at_the_start(metrics, told):
+    server = Server(Config(listen="127.0.0.1:0", metrics=metrics, store="memory:", drain_seconds=0))
+    with capture_logs() as logs:
+        await server.start()
+        await server.stop()
+    found = [entry for entry in logs if entry["event"] == "metrics.beyond_loopback"]
+    assert [(entry["log_level"], entry["address"]) for entry in found] == [("warning", server.metrics_address)] * told
 
 
 def test_listening_to_other_machines_must_be_insisted_on():

@@ -142,7 +142,7 @@ class Real:
         self.clock.pass_(self.scenario.tick_seconds)
         status = self.record.status
         coming = self.scenario.experiment.stages[status.stage + 1 : status.stage + 2]
-        if status.state.value == "RUNNING" and coming and coming[0].approvals > len(status.approvers):
+        if status.state.value == "RUNNING" and coming and coming[0].approvals > len(status.approvals):
             self.engine.commands.approve(self.name, actor="person-1")
         self.engine.planner.replan(self.record.uid)
         self.engine.planner.tick()

@@ -57,6 +57,16 @@ def test_a_second_report_with_another_metric_adds_that_metric_only(store, at_onc
     assert sums(store.cells(UID)) == {(10, 1, 0, "m0"): (1, 1_000_000, 3, 5), (10, 1, 0, "m1"): (1, 7, 3, 5)}
 
 
+def test_what_is_added_without_waiting_is_answered_alike(store):
+    assert store.add_soon([outcome(1), outcome(2)], [exposure(decisions=4)]).result(30) == [ACCEPTED, ACCEPTED]
+    assert store.add_soon([outcome(1), outcome(3)]).result(30) == [DUPLICATE, ACCEPTED]
+    assert store.add([outcome(2), outcome(3)]) == [DUPLICATE, DUPLICATE]
+    assert sum(found.count for found in store.cells(UID)) == 3 + 4
+    store.close()
+    with pytest.raises(Unavailable):
+        store.add_soon([outcome(4)]).result(30)
+
+
 def test_a_metric_that_adds_to_no_stream_is_remembered_too(store):
     silent = OutcomeRow(UID, nonce(1), 10, 1 << 5, ())
     assert store.add([silent]) == [ACCEPTED]

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 
 from allocator.core.audit import AuditEntry, AuditRecord
 from allocator.core.record import Cell, Record
@@ -28,6 +29,8 @@ from allocator.stores.redis.life import Life
 from allocator.stores.redis.link import Link
 from allocator.stores.redis.listening import Listening
 from allocator.stores.redis.saving import Saving
+
+ADDING = 4  # calls of `add_soon` under way at once
 
 
 class RedisStore:
@@ -47,6 +50,7 @@ class RedisStore:
         self._counting = Counting(self._link, keys, self._life, writer)
         self._saving = Saving(self._link, keys, self._life, writer, self._counting.announce)
         self._listening = Listening(self._link, keys.common("news"), writer)
+        self._adding = ThreadPoolExecutor(ADDING, "redis-add")
 
     def __repr__(self) -> str:
         return f"RedisStore({self.address})"
@@ -71,6 +75,10 @@ class RedisStore:
         rules.check_nonces(outcomes)
         self._check()
         return self._counting.add(outcomes, exposures)
+
+    def add_soon(self, outcomes: Sequence[OutcomeRow], exposures: Sequence[ExposureRow] = ()) -> Future[list[Counted]]:
+        self._check()
+        return self._adding.submit(self.add, outcomes, exposures)
 
     def cells(self, uid: str) -> list[Cell]:
         self._check()
@@ -128,6 +136,7 @@ class RedisStore:
         if self._closed:
             return
         self._closed = True
+        self._adding.shutdown()
         self._listening.close()
         self._counting.close()
         self._link.close()
