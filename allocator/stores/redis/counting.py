@@ -47,6 +47,7 @@ class Counting:
         self._writer = writer
         self._parcels = Parcels(self._deliver)
         self._lock = threading.Lock()
+        self._granting = threading.Lock()
         self._outages = 0
         self._settled: dict[str, Settle] = {}  # as last heard: a guess that saves an attempt
         self._granted: dict[tuple[str, str], str] = {}  # likewise
@@ -95,7 +96,11 @@ class Counting:
         return mark, [uid.decode() for uid in uids]
 
     def grant(self, uid: str, arm: int, kind: str, amount: int, limit: int) -> int:
-        """As `Store.grant`."""
+        """As `Store.grant`. One at a time in this process: threads that guess against each other would all ask again and again."""
+        with self._granting:
+            return self._grant(uid, arm, kind, amount, limit)
+
+    def _grant(self, uid: str, arm: int, kind: str, amount: int, limit: int) -> int:
         account = f"{arm} {kind}"
         supposed = self._granted.get((uid, account), "0")
         if self._link.address.wait:  # without replicas it would be granted, and spent by nobody, again and again
