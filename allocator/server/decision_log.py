@@ -40,7 +40,7 @@ from allocator.core.assignment import SLOTS, unit_hash
 from allocator.core.decision import Reason
 from allocator.core.decision_columns import read_ids
 from allocator.core.outcome import Outcome
-from allocator.core.served_chances import chances
+from allocator.core.served_chances import chances, gates_known
 from allocator.core.snapshot import Entry
 from allocator.engine.ingest import Result, Status
 from allocator.engine.live import Live
@@ -213,9 +213,17 @@ class DecisionLog:
                 "stage": entry.stage,
                 "state": entry.state,
                 "document": without_units(entry),
+                **self._silence(entry),
             }
             for entry in fresh.values()
         ]
+
+    def _silence(self, entry: Entry) -> dict[str, float | None]:
+        """What a decision means that nobody reports, in the words of the spec: outcomes say nothing of those that never came."""
+        record = self._registry.of_uid(entry.uid.hex())
+        if record is None:
+            return {"window_seconds": None, "missing": None}
+        return {"window_seconds": record.experiment.reward.window_seconds, "missing": record.experiment.reward.missing}
 
     def _outcome_rows(self, waiting: Sequence[tuple[float, Outcome, Result]]) -> list[dict[str, Any]]:
         rows = []
@@ -400,6 +408,7 @@ def _common(entry: Entry, segment: int, arm: int, slots: int, reason: Reason, ga
         "segment": entry.segment_names[segment],
         "reason": reason.name,
         "gated": gated,
+        "gates_known": gates_known(entry, segment),
     }
 
 
@@ -416,7 +425,7 @@ def _schemas() -> dict[str, Any]:
                 ("action", pa.int16()), ("arm", pa.string()), ("pscore", pa.float64()), ("propensity", pa.float64()),
                 ("propensities", pa.list_(pa.float64())), ("slot", pa.int32()), ("stage", pa.int16()), ("snapshot_version", pa.int64()),
                 ("activation", pa.int32()), ("segment", pa.string()), ("reason", pa.string()), ("counted", pa.bool_()),
-                ("first_exposure", pa.bool_()), ("gated", pa.bool_()), ("position", pa.int32()),
+                ("first_exposure", pa.bool_()), ("gated", pa.bool_()), ("gates_known", pa.bool_()), ("position", pa.int32()),
                 ("context", pa.map_(pa.string(), pa.string())),
             ]
         ),
@@ -429,7 +438,7 @@ def _schemas() -> dict[str, Any]:
         "snapshots": pa.schema(
             [
                 *partition, ("uid", pa.string()), ("version", pa.int64()), ("ts", pa.timestamp("us", "UTC")), ("stage", pa.int16()),
-                ("state", pa.string()), ("document", pa.string()),
+                ("state", pa.string()), ("document", pa.string()), ("window_seconds", pa.float64()), ("missing", pa.float64()),
             ]
         ),
     }  # fmt: skip
@@ -444,7 +453,7 @@ def _read_stream(path: Path, schema: Any) -> Any:
                 batches.append(batch)
         except (pa.ArrowInvalid, OSError, EOFError) as error:
             log.warning("decision_log.cut_short", stream=str(path), batches=len(batches), error=str(error))
-    return pa.Table.from_batches(batches, schema=schema)
+    return pa.Table.from_batches(batches, schema=batches[0].schema if batches else schema)  # an earlier version's has fewer columns
 
 
 def _day(seconds: float) -> str:

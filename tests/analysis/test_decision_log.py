@@ -8,6 +8,7 @@ import sys
 
 import grpc
 import numpy as np
+import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
@@ -228,6 +229,22 @@ def test_a_stream_cut_anywhere_gives_its_whole_batches(logging):
         path.write_bytes(whole[:cut])
         table = decision_log._read_stream(path, decision_log._schemas()["decisions"])
         assert table.num_rows == (0 if cut < one else 5 if cut < len(whole) else 10)
+
+
+def test_a_stream_that_an_earlier_version_left_has_fewer_columns_and_is_read_all_the_same(logging):
+    r = served(logging, 5)
+    r.log.flush()
+    for name, new in (("decisions", ["gates_known"]), ("snapshots", ["window_seconds", "missing"])):
+        (stream,) = (r.directory / ".open").glob(f"{name}-*")
+        (batch,) = pa.ipc.open_stream(stream.read_bytes())
+        before = batch.drop_columns(new)
+        with pa.ipc.new_stream(r.directory / ".open" / f"{name}-0000000000001-aaaaaaaa.arrows", before.schema) as stream:
+            stream.write_batch(before)
+        r.log._tables[name].recover()
+    assert len(list((r.directory / "decisions").rglob("*.parquet"))) == 1
+    r.decide()
+    r.log.flush(rotate=True)
+    assert reader.read(r.directory, "default/ranker").action.size == 6
 
 
 def test_another_servers_open_stream_is_left_alone(logging):

@@ -11,7 +11,7 @@ from allocator.core.assignment import SLOTS, first_layout
 from allocator.core.decision import choose
 from allocator.core.decision_columns import read_claims, read_ids
 from allocator.core.decision_id import client_key, mint, read
-from allocator.core.served_chances import chances
+from allocator.core.served_chances import chances, gates_known
 from allocator.core.snapshot import Entry, Table
 from allocator.errors import InvalidArgument
 
@@ -103,6 +103,29 @@ def test_with_one_candidate_nothing_is_unknown():
     for number in range(100):
         c = choose(e, str(number).encode(), {}, b"", gate=Gate(0))
         assert chances(e, c.segment, c.arm, c.slots, c.reason, True) == e.tables[0].served
+
+
+@pytest.mark.parametrize(
+    ("slots", "changes", "expected"),
+    [
+        ((SLOTS - 20_000, 20_000), {}, True),
+        ((SLOTS - 20_000, 20_000, 0), {}, True),
+        ((SLOTS - 30_000, 20_000, 10_000), {}, False),
+        ((SLOTS - 30_000, 20_000, 10_000), {"strict": False}, True),
+        ((SLOTS - 30_000, 20_000, 10_000), {"strict": False, "leased_requests": True}, False),
+        ((SLOTS - 30_000, 20_000, 10_000), {"strict": False, "leased_units": True}, False),
+        ((SLOTS - 30_000, 20_000, 10_000), {"only": (0, 4)}, True),
+    ],
+)
+def test_where_gates_are_known_no_arm_hides_its_chances(slots, changes, expected):
+    e = entry(slots, **changes)
+    assert gates_known(e, 0) is expected
+    told = []
+    for mask in range(0, 1 << len(slots), 2) if e.strict or e.leased_requests or e.leased_units else (0,):
+        for number in range(60):
+            c = choose(e, str(number).encode(), {}, b"", gate=Gate(mask))
+            told.append(chances(e, c.segment, c.arm, c.slots, c.reason, True) is not None)
+    assert all(told) is expected
 
 
 def test_two_candidates_of_one_share_cannot_be_told_apart():
