@@ -22,7 +22,7 @@ from statistics import NormalDist
 import numpy as np
 from numpy.typing import NDArray
 
-from allocator.analysis.decision_log import Logged, usable
+from allocator.analysis.decision_log import Logged, draws
 from allocator.core.calibration import (
     CalibrationEvidence,
     DisparateImpact,
@@ -132,13 +132,11 @@ def lift(candidate: Sums, incumbent: Sums, scale: Scale, alpha: float = 0.05) ->
 def drift_proof_lift(logged: Logged, candidate: int, incumbent: int, scale: Scale, alpha: float = 0.05) -> Lift:
     """The same from logged propensities, valid also when all rates drift together. logged: with rewards, see `Logged.matured`.
 
-    Only draws are used: first decisions of a unit, that the weights made, among these two arms, on which both had a chance. ratio: None
-    where the range does not begin at 0. difference: (-width, width) until both arms have 30 events and 30 non-events. Raises
-    InvalidArgument.
+    Only draws are used, see `decision_log.draws`, on which both arms had a chance and one of them came. ratio: None where the range does
+    not begin at 0. difference: (-width, width) until both arms have 30 events and 30 non-events. Raises InvalidArgument.
     """
-    pair = np.isin(logged.action, (candidate, incumbent)) & usable(logged) & ~logged.gated & ~np.isnan(logged.reward)
-    chances = logged.propensities[:, [candidate, incumbent]]
-    rows = logged.keep(pair & (np.nan_to_num(chances) > 0.0).all(axis=1))
+    possible = (np.nan_to_num(logged.propensities[:, [candidate, incumbent]]) > 0.0).all(axis=1)
+    rows = logged.keep(draws(logged, possible) & np.isin(logged.action, (candidate, incumbent)) & ~np.isnan(logged.reward))
     mine = rows.action == candidate
     reward = np.clip((rows.reward - scale.low) / scale.width, 0.0, 1.0)
     pi = rows.propensities[:, candidate] / (rows.propensities[:, candidate] + rows.propensities[:, incumbent])
@@ -161,13 +159,12 @@ def sample_ratio_p_values(logged: Logged, joined: bool = False) -> list[float]:
 
     joined: only decisions whose reward came: is one arm losing outcomes more often? An alarm is `sample_ratio.ALPHA` or below.
     """
-    rows = logged.keep(usable(logged) & ~logged.gated & (~np.isnan(logged.reward) if joined else True))
-    found = []
+    came, found = ~np.isnan(logged.reward), []
     for arm in range(len(logged.arms)):
-        pi = rows.propensities[:, arm]
-        possible = (pi > 0.0) & (pi < 1.0)
-        cells, place = np.unique(pi[possible], return_inverse=True)
-        mine = (rows.action[possible] == arm).astype(np.float64)
+        pi = np.nan_to_num(logged.propensities[:, arm])
+        use = draws(logged, (pi > 0.0) & (pi < 1.0)) & (came if joined else True)
+        cells, place = np.unique(pi[use], return_inverse=True)
+        mine = (logged.action[use] == arm).astype(np.float64)
         sums = sample_ratio_sums(
             np.bincount(place, weights=mine, minlength=cells.size), np.bincount(place, weights=1.0 - mine, minlength=cells.size), cells
         )

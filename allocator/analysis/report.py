@@ -212,7 +212,7 @@ def _from_log(source: Source, logged: decision_log.Logged, alpha: float, predict
     return {
         "decisions": int(logged.action.size),
         "outcomes": int((~np.isnan(logged.reward)).sum()),
-        "draws": int(decision_log.usable(logged).sum()),
+        "draws": int(decision_log.draws(logged, np.ones(logged.action.size, np.bool_)).sum()),
         "strangers": logged.strangers,
         "lifts": lifts,
         "sampleRatio": dict(zip(logged.arms, inference.sample_ratio_p_values(logged), strict=True)),

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from allocator.analysis import decision_log
 from allocator.analysis.decision_log import Logged
 from allocator.analysis.inference import (
     Scale,
@@ -35,10 +37,11 @@ def logged(action, reward, propensities, **changes) -> Logged:
     n, text = action.size, np.array([""] * action.size, dtype=str)
     values = {
         "experiment": "default/any", "arms": tuple("abc"[: propensities.shape[1]]), "decision_id": text,
-        "seconds": np.arange(n, dtype=float), "unit_hash": text, "action": action,
+        "seconds": np.arange(n, dtype=float), "unit_hash": text, "unit": np.arange(n), "action": action,
         "pscore": propensities[np.arange(n), action], "propensities": propensities,
         "segment": text, "reason": np.array(["ALLOCATED"] * n), "stage": np.zeros(n, int), "snapshot_version": np.ones(n, int),
         "counted": np.ones(n, bool), "first_exposure": np.ones(n, bool), "gated": np.zeros(n, bool), "position": np.full(n, np.nan),
+        "gates_known": np.ones(n, bool), "sticky": np.ones(n, bool),
         "context": ({},) * n, "reward": np.asarray(reward, dtype=float), "metrics": {}, "strangers": 0,
     }  # fmt: skip
     return Logged(**values | changes)
@@ -133,15 +136,21 @@ def test_without_enough_events_the_asymptotic_difference_says_nothing():
     assert (none.ratio.low, none.ratio.high) == (0.0, math.inf)
 
 
+def joined(*logs: Logged) -> Logged:
+    """One log after the other."""
+    arrays = {name: np.concatenate([getattr(log, name) for log in logs]) for name in decision_log._ARRAYS}
+    return replace(logs[0], **arrays, context=sum((log.context for log in logs), ()))
+
+
 def test_repeated_units_and_closed_gates_are_left_out_of_the_log_estimates():
-    log, clean = drifting(3), drifting(3)
-    spoiled = logged(log.action, np.ones(12_000), log.propensities, first_exposure=np.zeros(12_000, bool))
-    both = Logged(**{
-        name: np.concatenate([getattr(clean, name), getattr(spoiled, name)]) if isinstance(getattr(clean, name), np.ndarray) else value
-        for name, value in ((field, getattr(clean, field)) for field in Logged.__dataclass_fields__)
-    } | {"context": ({},) * 24_000})  # fmt: skip
-    assert drift_proof_lift(both, 1, 0, Scale()) == drift_proof_lift(clean, 1, 0, Scale())
-    assert sample_ratio_p_values(both) == sample_ratio_p_values(clean)
+    clean, n = drifting(3), 12_000
+    again = logged(clean.action, np.ones(n), clean.propensities)
+    moved = logged(1 - clean.action, np.ones(n), clean.propensities, gated=np.ones(n, bool))  # first of this arm within the window
+    shut = logged(np.zeros(n, int), np.ones(n), np.tile([1.0, 0.0], (n, 1)), gated=np.ones(n, bool), unit=np.arange(n, 2 * n))
+    hidden = replace(shut, propensities=clean.propensities, gates_known=np.zeros(n, bool))
+    spoiled = joined(clean, again, moved, shut, hidden)
+    assert drift_proof_lift(spoiled, 1, 0, Scale()) == drift_proof_lift(clean, 1, 0, Scale())
+    assert sample_ratio_p_values(spoiled) == sample_ratio_p_values(clean)
 
 
 def test_a_lost_third_of_one_arms_outcomes_is_found_in_the_joined_rows_alone():
