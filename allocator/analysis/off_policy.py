@@ -114,7 +114,8 @@ class Evaluation:
     """Estimates by name ("replay" only where the log is uniform), and whether to believe them.
 
     effective: rows of equal weight that would tell as much, (sum w)^2 / sum w^2. mean_weight: 1 but for noise and missing support, with its
-    (asymptotic) interval at every row. clipped: share of rows whose model was cut to k / w. unsupported: see Rows. alpha: of each interval.
+    (asymptotic) interval at every row; see `_weight_variance`. clipped: share of rows whose model was cut to k / w. unsupported: see Rows.
+    alpha: of each interval.
     """
 
     estimates: dict[str, Estimate]
@@ -185,11 +186,14 @@ def evaluate(
     }
     if _uniform(rows):
         found["replay"] = _replay(rows, reward, alpha, random_state)
-    half = float(asymptotic_half_width(number, float(weight.var()), alpha, best_at=number))
+    half = float(asymptotic_half_width(number, _weight_variance(rows), alpha, best_at=number))
     warnings = []
     if total / number + half < 1.0 - (0.0 if math.isnan(unsupported) else unsupported) or total / number - half > 1.0:
         warnings.append(
-            f"the mean weight is {total / number:.3g}, not 1: the logged propensities are not those of the decisions, or rows are missing"
+            f"the mean weight is {total / number:.3g}, not 1. Either the logged propensities are not those of the decisions, or rows are"
+            " missing: then nothing here can be believed. Or the log hardly ever tried an arm that the policy in question wants, as bandits"
+            f" starve arms (least chance {_least_chance(rows):.2g}, largest weight {weight.max():.3g}): then the intervals hold, and the"
+            " estimates rest on a few rows"
         )
     return Evaluation(
         {name: _back(estimate, low, width) for name, estimate in found.items()},
@@ -278,6 +282,26 @@ def _lower(phi: Floats, scale: Floats, most_guess: Floats, alpha: float) -> Floa
     return np.asarray(np.maximum.accumulate(low))
 
 
+def _weight_variance(rows: Rows) -> float:
+    """Of one weight, as seen, or if that is more, as the chances of all actions imply it: sum of target^2 / chance, less the mean squared.
+
+    An arm that was starved shows no spread: the heavy rows that would have made the mean 1 are those that did not come.
+    """
+    seen = float(rows.weight.var())
+    if rows.propensities is None:
+        return seen
+    chance = rows.propensities > 0.0
+    second = np.divide(rows.target**2, rows.propensities, out=np.zeros_like(rows.target), where=chance).sum(axis=1)
+    return max(seen, float((second - np.where(chance, rows.target, 0.0).sum(axis=1) ** 2).mean()))
+
+
+def _least_chance(rows: Rows) -> float:
+    """That an action which the target wants had on any row."""
+    if rows.propensities is None:
+        return float(rows.pscore.min())
+    return float(rows.propensities[(rows.target > 0.0) & (rows.propensities > 0.0)].min())
+
+
 def _most_weight(rows: Rows) -> Floats | None:
     """(N,): the largest weight that any action of this row or an earlier one could have had; None when that is not known."""
     if rows.propensities is None:
@@ -337,6 +361,12 @@ def _scaled(name: str, value: ArrayLike, low: float, high: float) -> Floats:
 def _numbers(name: str, value: ArrayLike, shape: tuple[int, ...]) -> Floats:
     array = np.asarray(value, dtype=np.float64)
     fits = array.ndim == len(shape) and all(wanted in (-1, got) for wanted, got in zip(shape, array.shape, strict=True))
-    if not fits or not np.isfinite(array).all():
+    if not fits:
         raise InvalidArgument.of_field(name, f"got shape {array.shape}; finite numbers of shape {shape} are allowed")
+    wrong = np.argwhere(~np.isfinite(array))
+    if wrong.size:
+        first = tuple(wrong[0].tolist())
+        where = f"{array[first]} at {first[0] if len(first) == 1 else first}"
+        message = f"got {where}, the first of {len(wrong)} among {array.size} values that are not finite; finite numbers are allowed"
+        raise InvalidArgument.of_field(name, message)
     return array

@@ -206,7 +206,43 @@ def test_propensities_that_are_not_those_of_the_decisions_are_told():
     rows, _ = simulated(7, 4000)
     wrong = Rows(rows.action, rows.reward, np.minimum(1.0, rows.pscore * 2), rows.target)
     assert "the mean weight" in evaluate(wrong).warnings[0]
+    swapped = rows.propensities[:, ::-1]
+    wrong = Rows(rows.action, rows.reward, swapped[np.arange(4000), rows.action], rows.target, swapped)
+    assert "the mean weight" in evaluate(wrong).warnings[0]
     assert evaluate(rows).warnings == ()
+
+
+def test_a_warning_names_both_causes_and_a_starved_arm_whose_chances_are_logged_is_not_taken_for_the_first():
+    """200 logs: 500 rows at even chances, then 4,500 in which the wanted arm has 1 in 10,000: in most of them it never comes again."""
+    warned, alone = 0, []
+    for seed in range(200):
+        rng = np.random.default_rng(seed)
+        second = np.where(np.arange(5000) < 500, 0.5, 1e-4)
+        chances = np.stack([1.0 - second, second], axis=1)
+        action = (rng.random(5000) < second).astype(int)
+        rows = Rows(action, np.zeros(5000), chances[np.arange(5000), action], np.tile([0.0, 1.0], (5000, 1)), chances)
+        warned += len(evaluate(rows, least_effective=0).warnings)
+        alone += evaluate(Rows(action, rows.reward, rows.pscore, rows.target), least_effective=0).warnings
+    print("warned", warned, "by what was seen alone", len(alone))
+    assert warned <= 20  # 99.9 % point of the binomial at 0.05
+    assert len(alone) > 100
+    assert all("Either the logged propensities" in text and "Or the log hardly ever tried" in text for text in alone)
+
+
+@pytest.mark.parametrize(
+    ("array", "message"),
+    [
+        ([0.0, math.nan, math.inf], "got nan at 1, the first of 2 among 3 values that are not finite"),
+        ([0.0, 1.0], r"got shape \(2,\); finite numbers of shape \(3,\) are allowed"),
+    ],
+)
+def test_numbers_that_are_not_finite_are_said_to_be_so_with_their_place(array, message):
+    with pytest.raises(InvalidArgument, match=message):
+        Rows(np.zeros(3, int), array, np.full(3, 0.5), np.full((3, 2), 0.5))
+    target = np.full((3, 2), 0.5)
+    target[2, 1] = math.nan
+    with pytest.raises(InvalidArgument, match=r"target: got nan at \(2, 1\), the first of 1 among 6"):
+        Rows(np.zeros(3, int), np.zeros(3), np.full(3, 0.5), target)
 
 
 @pytest.mark.parametrize(
