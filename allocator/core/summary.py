@@ -1,8 +1,9 @@
 """What was counted of an experiment, as sums for whoever makes reports: exact, since the start, nothing forgotten by age.
 
-In: a record and its tally. Out: a `Row` for each arm, segment and statistic: decisions, rewards that count now (with `missing`, by whole
-cohorts whose window has passed, as the planner counts them), and the losses of each guardrail in this activation. Rewards are put back
-into their own units here, in rational numbers, so that the sums are as exact as what the store added up.
+In: a record and its tally. Out: a `Row` for each arm, segment and statistic: decisions; first decisions of a unit, which count again for
+each arm, window and activation, so that they are at least as many as units; rewards that count now (with `missing`, by whole cohorts whose
+window has passed, as the planner counts them); and the losses of each guardrail in this activation. Rewards are put back into their own
+units here, in rational numbers, so that the sums are as exact as what the store added up.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ class Statistic(Enum):
     DECISIONS = "DECISIONS"
     REWARD = "REWARD"
     LOSS = "LOSS"
+    UNITS = "UNITS"
 
 
 class Row(NamedTuple):
@@ -45,11 +47,16 @@ class Row(NamedTuple):
 def summary(record: Record, found: Tally) -> list[Row]:
     """Every sum since the start, those of nothing left out."""
     new, old = found.open.sums.sum(axis=0), found.settled.sums.sum(axis=0)
-    return list(_rows(record, new + old, _matured(record, old) if record.experiment.reward.missing is not None else None))
+    units = (new + old)[:, :, UNIT_STREAM, COUNT]
+    first = [(*key, int(units[key]) + found.past_units.get(key, 0)) for key in np.ndindex(units.shape)]
+    return [
+        *_rows(record, new + old, _matured(record, old) if record.experiment.reward.missing is not None else None),
+        *(Row(arm, segment, Statistic.UNITS, "", count, 0.0, 0.0) for arm, segment, count in first if count),
+    ]
 
 
 def by_bucket(record: Record, found: Tally, coarse_seconds: float) -> list[Row]:
-    """The same for each bucket of decision time, as reported. coarse_seconds: width of settled buckets; 0 when they became one."""
+    """The same, as reported, for each bucket of decision time; no units. coarse_seconds: width of settled buckets; 0: they became one."""
     width = record.experiment.bucket_width_seconds
     rows = []
     for statistics, seconds in ((found.settled, coarse_seconds), (found.open, width)):

@@ -18,6 +18,7 @@ from allocator.core.record import EXPOSURES, RATIO, REWARD, UNITS, Cell, Record
 from allocator.core.sample_ratio import Draws
 from allocator.core.statistics import COUNT, MICRO, TOTAL, Statistics, between
 
+_UNITS = f"{UNITS}#"
 EXPOSURE_STREAM, UNIT_STREAM, REWARD_STREAM, FIRST_GUARDRAIL = 0, 1, 2, 3
 
 
@@ -26,7 +27,8 @@ class Tally:
     """open: by bucket of decision time. settled: by coarsened bucket. labels: by index of relative guardrails, open buckets only.
 
     draws: of each life of a decider in this activation, in the order in which they began. granted: what was ever set aside of budgets,
-    by arm and kind. held: arms for which this process holds some of it unspent.
+    by arm and kind. held: arms for which this process holds some of it unspent. past_units: decisions that counted in guardrails of other
+    activations, by arm and segment; no plan needs them.
     """
 
     open: Statistics
@@ -35,6 +37,7 @@ class Tally:
     draws: tuple[Draws, ...] = ()
     granted: Mapping[tuple[int, str], int] = field(default_factory=dict)
     held: frozenset[int] = frozenset()
+    past_units: Mapping[tuple[int, int], int] = field(default_factory=dict)
 
 
 def streams_of(record: Record) -> dict[str, int]:
@@ -57,7 +60,7 @@ def draw_stream(activation: int, life: int) -> str:
 
 
 def tally(record: Record, open_cells: Iterable[Cell], settled_cells: Iterable[Cell]) -> Tally:
-    """The cells as arrays. Cells of streams that the plan does not read (an earlier activation, a dropped guardrail) are left out."""
+    """The cells as arrays. Cells of streams that nobody reads (guardrails of an earlier activation, dropped ones) are left out."""
     experiment = record.experiment
     names = streams_of(record)
     arms, segments, streams = len(experiment.arms), len(experiment.segments) + 1, len(names)
@@ -65,6 +68,7 @@ def tally(record: Record, open_cells: Iterable[Cell], settled_cells: Iterable[Ce
     labelled: dict[int, list[tuple[int, int, int, float, list[int]]]] = {}
     drawing = draw_stream(record.status.activation, 0)[:-1]
     drawn: dict[int, list[list[int]]] = {}
+    past: dict[tuple[int, int], int] = {}
     rows: list[tuple[int, ...]] = []
     for cell in open_cells:
         index = names.get(cell.stream)
@@ -79,17 +83,22 @@ def tally(record: Record, open_cells: Iterable[Cell], settled_cells: Iterable[Ce
             shares = [int(count) for count in slots.split(",")]
             shares += [0] * (arms - len(shares))
             labelled.setdefault(keys[key], []).append((cell.bucket, cell.arm, cell.segment, cell.total / MICRO, shares))
+        elif cell.stream.startswith(_UNITS):
+            past[cell.arm, cell.segment] = past.get((cell.arm, cell.segment), 0) + cell.count
     settled_rows = []
     for cell in settled_cells:
         if cell.stream in names:
             settled_rows.append((cell.bucket, cell.arm, cell.segment, names[cell.stream], *cell[4:]))
         elif cell.stream.startswith(drawing):
             _add_draws(drawn, arms, cell, drawing)
+        elif cell.stream.startswith(_UNITS):
+            past[cell.arm, cell.segment] = past.get((cell.arm, cell.segment), 0) + cell.count
     return Tally(
         Statistics.from_rows(arms, segments, streams, _array(rows)),
         Statistics.from_rows(arms, segments, streams, _array(settled_rows)),
         {index: _labels(found) for index, found in labelled.items()},
         tuple(Draws(*map(tuple, sums)) for _, sums in sorted(drawn.items())),
+        past_units=past,
     )
 
 

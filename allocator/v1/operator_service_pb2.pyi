@@ -18,10 +18,12 @@ class Statistic(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     STATISTIC_DECISIONS: _ClassVar[Statistic]
     STATISTIC_REWARD: _ClassVar[Statistic]
     STATISTIC_LOSS: _ClassVar[Statistic]
+    STATISTIC_UNITS: _ClassVar[Statistic]
 STATISTIC_UNSPECIFIED: Statistic
 STATISTIC_DECISIONS: Statistic
 STATISTIC_REWARD: Statistic
 STATISTIC_LOSS: Statistic
+STATISTIC_UNITS: Statistic
 
 class ApplyExperimentRequest(_message.Message):
     __slots__ = ("experiment", "validate_only", "etag", "request_id", "actor", "reason", "break_glass")

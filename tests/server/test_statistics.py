@@ -6,6 +6,7 @@ import grpc
 import pytest
 
 from allocator.core.assignment import point, unit_hash
+from allocator.core.experiment import Reward, RewardModel
 from allocator.core.summary import Statistic
 from allocator.v1 import operator_service_pb2 as pb
 from allocator.wire.convert import experiment_to_message
@@ -40,6 +41,8 @@ async def test_the_sums_are_what_was_reported(running):
                 assert sum(row.count for row in mine) == len(numbers) > 0
                 assert sum(row.total for row in mine) == sum(map(expected, numbers))
                 assert {row.segment for row in mine} == {"other"}
+    units = [(row.arm, row.count) for row in reply.rows if row.statistic == pb.STATISTIC_UNITS]
+    assert sorted(units) == [(arm, sum(decision.arm == arm for decision in made)) for arm in ("new", "old")]
     assert all(row.bucket_time.seconds > 1.7e9 and row.bucket_width.seconds == 30 for row in reply.buckets)
 
 
@@ -75,8 +78,6 @@ async def test_a_forged_decision_id_is_refused(running):
 
 def test_with_a_value_for_missing_only_whole_cohorts_count_and_silence_counts_as_that_value():
     """10 s windows: of 100 decisions a cohort, each tenth reports 5 on a scale from 1 to 11; silence means 2."""
-    from allocator.core.experiment import Reward, RewardModel
-
     rehearsal = Rehearsal()
     reward = Reward("stars", RewardModel.GAUSSIAN, window_seconds=10.0, missing=2.0, low=1.0, high=11.0)
     rehearsal.run(two_arms(reward=reward, guardrails=()))
@@ -94,3 +95,33 @@ def test_with_a_value_for_missing_only_whole_cohorts_count_and_silence_counts_as
     assert sum(row.squares for row in rewards) == pytest.approx(30 * 25.0 + 270 * 4.0, abs=1e-9)
     assert sum(row.count for row in rows if row.statistic is Statistic.DECISIONS) == 400
     assert sum(row.count for row in buckets if row.statistic is Statistic.REWARD) == 130
+
+
+def test_first_decisions_of_units_are_counted_once_for_each_arm_window_and_activation_and_settle_with_their_buckets():
+    rehearsal = Rehearsal()
+    rehearsal.run(two_arms(reward=Reward("click", window_seconds=1800.0), guardrails=()))
+
+    def counted() -> tuple[int, int]:
+        rehearsal.engine.ingest.report((), rehearsal.engine.decider.take())
+        _, rows, _ = rehearsal.engine.statistics("ranker")
+        return tuple(sum(row.count for row in rows if row.statistic is which) for which in (Statistic.DECISIONS, Statistic.UNITS))
+
+    def decide(times: int) -> None:
+        for number in range(20 * times):
+            rehearsal.decide(unit=f"u{number % 20}")
+
+    decide(3)
+    assert counted() == (60, 20)
+    rehearsal.clock.pass_(1800.0)
+    rehearsal.plan()
+    decide(2)
+    assert counted() == (100, 40)
+    rehearsal.engine.commands.freeze("ranker", actor="ann", reason="drill")
+    rehearsal.engine.commands.resume("ranker", actor="ann", reason="over")
+    rehearsal.plan()
+    decide(1)
+    assert counted() == (120, 60)
+    rehearsal.clock.pass_(10_000.0)
+    rehearsal.plan()
+    assert rehearsal.record().settled_through > 0
+    assert counted() == (120, 60)
