@@ -44,11 +44,14 @@ CALIBRATION_BINS = 15
 
 @dataclass(frozen=True, slots=True)
 class Scale:
-    """Of a reward: its declared range; center: guess of its mean made before the data. Raises InvalidArgument."""
+    """Of a reward: its declared range; center: guess of its mean made before the data; binary: declared to be one end or the other, as
+    BERNOULLI rewards are. Raises InvalidArgument.
+    """
 
     low: float = 0.0
     high: float = 1.0
     center: float | None = None
+    binary: bool = False
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.low) and math.isfinite(self.high) and self.low < self.high):
@@ -96,14 +99,16 @@ class Lift:
 def mean_interval(sums: Sums, scale: Scale, alpha: float = 0.05) -> Interval:
     """Interval of an arm's mean reward, valid at every look while that mean stays what it is.
 
-    Rewards of small variance gain from their squares: half of alpha goes to each of two sequences, and both must hold. A sequence from
-    counts alone is used where squares are unknown, or rewards are 0 or 1 (then squares say nothing new). Raises InvalidArgument.
+    Rewards of small variance gain from their squares: half of alpha goes to each of two sequences, and both must hold. Where rewards are
+    declared binary, squares say nothing new: all of it goes to the sequence from counts, which holds whatever they are. So it does where
+    squares are unknown. What is declared decides, never the rewards: one procedure while they happen to be 0 or 1 and another from the
+    first fraction on may miss 1.5 alpha of the time. Raises InvalidArgument.
     """
     checked_alpha(alpha)
     count, total, squares = _shares(sums, scale)
-    binary = math.isnan(squares) or abs(squares - total) <= 1e-9 * max(count, 1.0)
-    low, high = (float(end) for end in confidence_sequence(total, count, alpha if binary else alpha / 2.0))
-    if not binary and count:
+    alone = scale.binary or math.isnan(squares)
+    low, high = (float(end) for end in confidence_sequence(total, count, alpha if alone else alpha / 2.0))
+    if not alone and count:
         center = 0.5 if scale.center is None else min(max((scale.center - scale.low) / scale.width, 0.0), 1.0)
         least, most = empirical_bernstein(count, total, squares, center, alpha / 2.0, VARIANCE_OF_INTEREST)
         low, high = max(low, float(least)), min(high, float(most))

@@ -120,7 +120,7 @@ def _source(described: Any, counted: Any, audit: list[Any]) -> Source:
         incumbent=experiment.arms[experiment.incumbent].name,
         segments=experiment.segment_names,
         metric=reward.metric,
-        scale=Scale(reward.low, reward.upper, reward.prior.mean),
+        scale=Scale(reward.low, reward.upper, reward.prior.mean, reward.model.value == "BERNOULLI"),
         counts=reward.model.value == "POISSON",
         maximise=reward.goal.value == "MAXIMISE",
         missing=reward.missing,

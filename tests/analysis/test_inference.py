@@ -11,6 +11,7 @@ import pytest
 from allocator.analysis import decision_log
 from allocator.analysis.decision_log import Logged
 from allocator.analysis.inference import (
+    VARIANCE_OF_INTEREST,
     Scale,
     Sums,
     calibration,
@@ -21,9 +22,11 @@ from allocator.analysis.inference import (
     sample_ratio_p_values,
 )
 from allocator.core.calibration import Parity
-from allocator.core.confidence import confidence_sequence
+from allocator.core.confidence import confidence_sequence, empirical_bernstein
 from allocator.core.sample_ratio import ALPHA
 from allocator.errors import InvalidArgument
+
+CLICK = Scale(binary=True)
 
 
 def sums(values) -> Sums:
@@ -48,7 +51,7 @@ def logged(action, reward, propensities, **changes) -> Logged:
 
 
 def test_a_binary_mean_has_the_sequence_of_its_counts_and_the_wald_interval_beside_it():
-    found = mean_interval(Sums(1000, 12, 12), Scale())
+    found = mean_interval(Sums(1000, 12, 12), CLICK)
     assert (found.low, found.high) == pytest.approx((0.00335773364395, 0.0291977998807), abs=1e-12)  # computed at 40 digits
     half = 1.959963984540054 * math.sqrt(0.012 * 0.988 / 1000)
     assert (found.naive_low, found.naive_high) == pytest.approx((0.012 - half, 0.012 + half), abs=1e-12)
@@ -71,15 +74,39 @@ def test_small_variance_makes_intervals_shorter_and_units_only_rescale():
     assert there.naive_high - there.naive_low == pytest.approx(50.0 * (near.naive_high - near.naive_low), rel=1e-6)
 
 
+def test_how_the_error_is_spent_is_declared_and_does_not_turn_on_what_the_rewards_happen_to_be():
+    """Fractions that have all been 0 or 1 so far have both sequences at half the error each; declared clicks have one at all of it."""
+    low, high = confidence_sequence(300, 1000, 0.025)
+    least, most = empirical_bernstein(1000, 300, 300, 0.5, 0.025, VARIANCE_OF_INTEREST)
+    found = mean_interval(Sums(1000, 300, 300), Scale())
+    assert (found.low, found.high) == (max(low, least), min(high, most))
+    clicks = confidence_sequence(300, 1000, 0.05)
+    for squares in (300, 250, math.nan):
+        found = mean_interval(Sums(1000, 300, squares), CLICK)
+        assert (found.low, found.high) == clicks
+    assert clicks[1] - clicks[0] < high - low
+
+
+@pytest.mark.parametrize(("values", "chances"), [((0.0, 0.5, 1.0), (0.45, 0.1, 0.45)), ((0.0, 0.05, 1.0), (0.9, 0.09, 0.01))])
+def test_fractions_that_are_looked_at_after_each_outcome_are_missed_as_often_as_promised_at_most(values, chances):
+    """200 runs at level 0.2 (99.99 % point of the binomial: 62), a look after each of 120 outcomes; the first ones are often all 0 or 1."""
+    truth, rng, missed = float(np.dot(values, chances)), np.random.default_rng(13), 0
+    for run in rng.choice(values, (200, 120), p=chances):
+        total, squares = np.cumsum(run), np.cumsum(run**2)
+        intervals = (mean_interval(Sums(n + 1, total[n], squares[n]), Scale(), 0.2) for n in range(120))
+        missed += any(not found.low <= truth <= found.high for found in intervals)
+    assert missed <= 62
+
+
 def test_a_lift_is_the_union_of_two_intervals_at_half_the_error():
-    found = lift(Sums(1000, 120, 120), Sums(2000, 200, 200), Scale())
+    found = lift(Sums(1000, 120, 120), Sums(2000, 200, 200), CLICK)
     low, high = confidence_sequence([120, 200], [1000, 2000], 0.025)
     assert (found.ratio.low, found.ratio.high) == pytest.approx((low[0] / high[1], high[0] / low[1]))
     assert (found.difference.low, found.difference.high) == pytest.approx((low[0] - high[1], high[0] - low[1]))
     assert found.ratio.value == pytest.approx(1.2)
     assert found.ratio.naive_low < 1.2 < found.ratio.naive_high < found.ratio.high
     assert lift(Sums(5, 1.0, 1.0), Sums(5, -1.0, 1.0), Scale(-1.0, 1.0)).ratio is None
-    nothing = lift(Sums(5, 1, 1), Sums(0, 0, 0), Scale())
+    nothing = lift(Sums(5, 1, 1), Sums(0, 0, 0), CLICK)
     assert (nothing.ratio.low, nothing.ratio.high) == (pytest.approx(0.0, abs=0.2), math.inf)
 
 
@@ -99,7 +126,7 @@ def test_intervals_that_are_looked_at_after_every_batch_of_a_thompson_run_hold()
                     lost[arm] += 1
             for arm in (0, 1):
                 count = won[arm] + lost[arm]
-                found = mean_interval(Sums(count, won[arm], won[arm]), Scale())
+                found = mean_interval(Sums(count, won[arm], won[arm]), CLICK)
                 bad |= not found.low <= 0.5 <= found.high
                 fooled |= bool(count >= 10 and look and not found.naive_low <= 0.5 <= found.naive_high)
         missed, naive = missed + bad, naive + fooled
