@@ -33,7 +33,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from allocator.analysis.off_policy import Rows
 from allocator.core.decision_columns import read_claims
-from allocator.errors import InvalidArgument, NotFound, Refused
+from allocator.errors import AllocatorError, InvalidArgument, NotFound, Refused
 
 Floats = NDArray[np.float64]
 DRAWN = ("ALLOCATED", "DRAINED", "CAPPED")  # reasons of decisions that the weights made
@@ -93,10 +93,11 @@ class Logged:
         context = tuple(one for one, kept in zip(self.context, mask.tolist(), strict=True) if kept)
         return replace(self, **arrays, context=context, metrics={name: value[mask] for name, value in self.metrics.items()})
 
-    def known(self) -> Logged:
-        """The same decisions with the rewards that count as of the log's end, by what the spec says of silence. Asked again: no change.
+    def known(self, now: float | None = None) -> Logged:
+        """The same decisions with the rewards that count, by what the spec says of silence. Asked again: no change.
 
-        Raises Refused when the log does not say, as those do not that were written before it did.
+        now: seconds; None: the log's last row, since a copy of a log knows of no later outcome. Raises Refused when the log does not say
+        what silence means, as those do not that were written before it did.
         """
         if self.settled:
             return self
@@ -106,7 +107,7 @@ class Logged:
                 " logged.matured(missing, window_seconds, now), as the spec's `reward` does",
                 reason="SILENCE_UNKNOWN",
             )
-        return self.matured(self.silence.missing, self.silence.window_seconds, self.until)
+        return self.matured(self.silence.missing, self.silence.window_seconds, self.until if now is None else now)
 
     def matured(self, missing: float | None, window_seconds: float, now: float) -> Logged:
         """The same decisions with the rewards that count, as the planner counts them; NaN where there is none, or not yet.
@@ -187,17 +188,7 @@ def off_policy_rows(logged: Logged, target: ArrayLike) -> Rows:
     wanted = np.broadcast_to(np.asarray(target, dtype=np.float64), (logged.action.size, len(logged.arms)))
     selection = select(logged, wanted)
     if not selection.rows.any():
-        without = selection.left_out["noChance"]
-        never = [arm for arm, w, pi in zip(logged.arms, wanted.T, logged.propensities.T, strict=True) if not (pi[w > 0.0] > 0.0).any()]
-        if without and not selection.left_out["noReward"]:
-            raise Refused(
-                f"none of the {without:,} draws in the log gave a chance to every arm that the policy in question wants"
-                + (f": it never could take {', '.join(never)}" if never else ""),
-                reason="NO_SUPPORT",
-            )
-        raise InvalidArgument.of_field(
-            "logged", f"got no draw of known chances whose reward is known; of its decisions were left out: {selection.words or 'none'}"
-        )
+        raise _nothing(logged, wanted, selection)
     kept = logged.keep(selection.rows)
     return Rows(kept.action, kept.reward, kept.pscore, wanted[selection.rows], kept.propensities)
 
@@ -212,7 +203,12 @@ class Selection:
     @property
     def words(self) -> str:
         """Who was left out, for people; empty when nobody was."""
-        return ", ".join(f"{count:,} {REASONS[why]}" for why, count in self.left_out.items() if count)
+        return left_out_words(self.left_out)
+
+
+def left_out_words(left_out: Mapping[str, int]) -> str:
+    """Of `Selection.left_out`, for people."""
+    return ", ".join(f"{count:,} {REASONS[why]}" for why, count in left_out.items() if count)
 
 
 REASONS = {
@@ -401,6 +397,21 @@ def _outcomes(outcomes: pa.Table, ids: pa.ChunkedArray, number: int) -> tuple[Fl
         if np.isnan(into[place]):
             into[place] = value
     return reward, metrics, len(strangers)
+
+
+def _nothing(logged: Logged, wanted: Floats, selection: Selection) -> AllocatorError:
+    """Why no row is left."""
+    without = selection.left_out["noChance"]
+    if without and not selection.left_out["noReward"]:
+        columns = zip(logged.arms, wanted.T > 0.0, logged.propensities.T > 0.0, strict=True)
+        never = ", ".join(arm for arm, wants, could in columns if wants.any() and not (wants & could).any())
+        message = f"none of the {without:,} draws in the log gave a chance to every arm that the policy in question wants"
+        return Refused(f"{message}: it never could take {never}" if never else message, reason="NO_SUPPORT")
+    return InvalidArgument.of_field(
+        "logged",
+        f"got no draw of known chances whose reward is known; decisions left out: {selection.words or 'none, there are none'}. Where the"
+        " log goes on being written, logged.known(now) says how late it is",
+    )
 
 
 def _drawn(logged: Logged) -> NDArray[np.bool_]:

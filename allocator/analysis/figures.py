@@ -35,21 +35,22 @@ MARKED = {  # events that a figure marks, and how
 MOST_MARKS, POINTS = 40, 60
 
 
-def means(found: Mapping[str, Interval], incumbent: str, metric: str, percent: str) -> Picture:
-    """Each arm's mean with its valid and its naive interval."""
+def means(found: Mapping[str, Interval], incumbent: str, metric: str, heading: str) -> Picture:
+    """Each arm's mean with its interval, which holds as `heading` says, and its naive one."""
     figure = Figure(figsize=(8.0, 0.9 + 0.6 * len(found)), layout="constrained", facecolor="white")
     axes = figure.subplots()
     words = []
     for row, (arm, one) in enumerate(found.items()):
-        axes.plot([one.low, one.high], [row, row], color=BLUE, linewidth=3, label="valid at every look" if row == 0 else None)
+        axes.plot([one.low, one.high], [row, row], color=BLUE, linewidth=3, label=heading if row == 0 else None)
         if np.isfinite(one.value):
             label = None if "naive" in axes.get_legend_handles_labels()[1] else "naive"
             axes.plot([one.naive_low, one.naive_high], [row + 0.22] * 2, color=VERMILION, linewidth=1.5, label=label)
             axes.plot([one.value], [row], "o", color=INK, markersize=5)
-        words.append(f"{arm}: {one.value:.4g}, valid {one.low:.4g} to {one.high:.4g}, naive {one.naive_low:.4g} to {one.naive_high:.4g}")
+        naive = f"naive {one.naive_low:.4g} to {one.naive_high:.4g}"
+        words.append(f"{arm}: {one.value:.4g}, {heading} {one.low:.4g} to {one.high:.4g}, {naive}")
     axes.set_yticks(range(len(found)), [f"{arm}{' (incumbent)' if arm == incumbent else ''}" for arm in found], parse_math=False)
     axes.invert_yaxis()
-    axes.set_xlabel(f"mean {metric}, {percent} intervals", parse_math=False)
+    axes.set_xlabel(f"mean {metric}, intervals that hold at every look", parse_math=False)
     _tidy(axes)
     axes.legend(frameon=False, loc="best", fontsize=8)
     return picture(figure, "; ".join(words))

@@ -1,9 +1,13 @@
 """The report of one experiment: what was decided and learned, how far to trust it, and what happened when.
 
 In: a `Source` (what a server says: sums, guardrails, audit), and if there is one the decision log. Out: a `Report`: a document of plain
-JSON values and the same as sections of a page, with figures. Estimates from sums need the server alone; those that hold under drift, off-
-policy values and calibration need the log. What brands every number (a sample ratio alarm, lost log rows, a frozen experiment) comes
-first.
+JSON values and the same as sections of a page, with figures. What brands every number (a sample ratio alarm, units that come back, lost log
+rows, a frozen experiment) comes first.
+
+What intervals are made of. With the log, of each unit's first decision: they hold however often units come back. Without, of the server's
+sums, in which every request counts: they hold if the requests of a unit are independent of each other, which is then written over every one
+of them. The server knows how many decisions were the first of their unit within a window; where there were more decisions, units came back,
+and that is a warning. Lifts that hold under drift, off-policy values and calibration need the log.
 """
 
 from __future__ import annotations
@@ -21,10 +25,14 @@ from allocator.analysis.page import Grid, Section, plain
 from allocator.core.sample_ratio import ALPHA as SAMPLE_RATIO_ALPHA
 from allocator.errors import AllocatorError
 
+STALE_SECONDS = 120.0  # by which a log may be behind its server: it is written every second, buckets of decisions are told by their begin
+
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """Sums of one arm and segment. statistic: DECISIONS, REWARD or LOSS (of `guardrail`). bucket: begin, seconds, of rows by bucket."""
+    """Sums of one arm and segment. statistic: DECISIONS, UNITS (first decisions), REWARD or LOSS (of `guardrail`). bucket: of rows by
+    bucket its begin, seconds.
+    """
 
     arm: str
     segment: str
@@ -66,7 +74,9 @@ class Guardrail:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """What a server says of an experiment. seconds: when. counts: are rewards counts without squares? facts: state, owner, ..., as text."""
+    """What a server says of an experiment. seconds: when. counts: are rewards counts without squares? units_told: are first decisions of a
+    unit told from others (unitContribution: FIRST)? facts: state, owner, ..., as text.
+    """
 
     experiment: str
     arms: tuple[str, ...]
@@ -86,6 +96,56 @@ class Source:
     events: Sequence[Event] = ()
     notes: Sequence[str] = ()
     facts: Mapping[str, str] = field(default_factory=dict)
+    units_told: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Basis:
+    """What the intervals of a report are made of.
+
+    once: rows of the log, the first decision of each unit; None: the server's sums, in which each request counts. decisions, first: of the
+    server; first: None when nobody told units apart.
+    """
+
+    once: decision_log.Logged | None
+    decisions: int
+    first: int | None
+
+    @property
+    def returning(self) -> float | None:
+        """Decisions of a unit, at least: its first ones count again for each arm, window and activation. None when nobody knows."""
+        return self.decisions / self.first if self.first else None
+
+    @property
+    def words(self) -> str:
+        """When the intervals hold."""
+        if self.once is not None:
+            return (
+                "Each unit counts once, with its first decision in the log, so units that come back make no interval too short. The means"
+                " are those of first decisions; where later ones fare otherwise, the mean outcome, which stands beside them, is another."
+            )
+        known = (
+            "it tells units apart within a window only" if self.first is not None else "nobody told units apart (unitContribution: ALL)"
+        )
+        return (
+            f"Every request counts: the server's sums know no units, and {known}. So the intervals hold if requests of one unit are as"
+            " independent of each other as those of different units. With --log each unit counts once, and they hold without that."
+        )
+
+    def heading(self, percent: str) -> str:
+        """Over every interval."""
+        return f"valid {percent}" if self.once is not None else f"{percent} if requests are independent"
+
+    def warnings(self, alpha: float) -> list[str]:
+        """That units came back, where each of their requests counts."""
+        if self.once is not None or self.first is None or self.decisions <= self.first:
+            return []
+        return [
+            f"Units come back: of {self.decisions:,} decisions {self.first:,} were the first of their unit within its window,"
+            f" {self.returning:.3g} decisions to each. Intervals from the server's sums take all of them for independent ones. Where units"
+            f" have luck of their own they are too short, and miss far more often than {100 * alpha:g} % of the time. With --log each unit"
+            " counts once."
+        ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,13 +166,16 @@ def report(source: Source, logged: decision_log.Logged | None = None, alpha: flo
     from allocator.analysis import figures
 
     candidates = [arm for arm in source.arms if arm != source.incumbent]
-    sums = {arm: _sums(source, arm) for arm in source.arms}
+    matured = _matured(source, logged) if logged is not None else None
+    basis = _basis(source, matured)
+    sums = {arm: _sums(source, basis, arm) for arm in source.arms}
     means = {arm: inference.mean_interval(sums[arm], source.scale, alpha) for arm in source.arms}
     lifts = {arm: inference.lift(sums[arm], sums[source.incumbent], source.scale, alpha) for arm in candidates}
-    decisions = {arm: _decisions(source.rows, arm) for arm in source.arms}
-    segments = _segments(source, alpha)
-    log = _from_log(source, logged, alpha, prediction) if logged is not None else None
-    warnings = _warnings(source, log)
+    decisions = {arm: _count(source.rows, "DECISIONS", arm) for arm in source.arms}
+    outcomes = {arm: _server_sums(source, arm) for arm in source.arms}
+    segments = _segments(source, basis, alpha)
+    log = _from_log(source, logged, matured, basis, alpha, prediction) if matured is not None else None
+    warnings = _warnings(source, basis, log, alpha)
     percent = f"{100 * (1 - alpha):g} %"
     total = max(sum(decisions.values()), 1)
     document = {
@@ -122,9 +185,14 @@ def report(source: Source, logged: decision_log.Logged | None = None, alpha: flo
         "metric": source.metric,
         "facts": dict(source.facts),
         "warnings": warnings,
+        "intervals": {
+            "contribution": "REQUEST" if basis.once is None else "UNIT", "hold": basis.words, "decisions": basis.decisions,
+            "firstDecisions": basis.first, "decisionsPerUnit": basis.returning,
+        },
         "arms": [
             {"arm": arm, "incumbent": arm == source.incumbent, "decisions": decisions[arm], "share": decisions[arm] / total,
-             "outcomes": sums[arm].count, "mean": asdict(means[arm])}
+             "outcomes": outcomes[arm].count, "meanOutcome": outcomes[arm].mean, "contributions": sums[arm].count,
+             "mean": asdict(means[arm])}
             for arm in source.arms
         ],
         "lifts": [
@@ -143,37 +211,58 @@ def report(source: Source, logged: decision_log.Logged | None = None, alpha: flo
             "In short",
             [f"{name}: {text}" for name, text in source.facts.items() if text] + list(source.notes),
             warnings,
-            [figures.means(means, source.incumbent, source.metric, percent)],
+            [figures.means(means, source.incumbent, source.metric, basis.heading(percent))],
         ),
-        _arms_section(source, decisions, sums, means, lifts, percent),
+        _arms_section(source, basis, document["arms"], lifts, alpha),
         _guardrails_section(source),
-        _segments_section(segments, percent),
+        _segments_section(segments, basis.heading(percent), percent),
     ]
     if log is not None:
         sections += _log_sections(source, log, percent, figures)
     sections.append(_timeline_section(source, logged, figures))
-    lead = f"As of {_time(source.seconds)}. Intervals hold at every look ({percent} each); naive ones stand beside them."
+    sure = "each unit counted once" if basis.once is not None else "if requests are independent of each other, those of one unit too"
+    lead = f"As of {_time(source.seconds)}. Intervals hold at every look ({percent} each), {sure}; naive ones stand beside them."
     return Report(f"Report of {source.experiment}", lead, plain(document), tuple(sections))
 
 
 # ------------------------------------------------------------------------------------------------------- the numbers
 
 
-def _sums(source: Source, arm: str, segment: str | None = None) -> Sums:
+def _matured(source: Source, logged: decision_log.Logged) -> decision_log.Logged:
+    """The log with the rewards that count now; or as of its last row if the server has decided since: a copy knows of no later outcome."""
+    newest = max((row.bucket for row in source.buckets if row.statistic == "DECISIONS"), default=0.0)
+    now = source.seconds if newest <= logged.until + STALE_SECONDS else logged.until
+    return logged.matured(source.missing, source.window_seconds, now)
+
+
+def _basis(source: Source, matured: decision_log.Logged | None) -> Basis:
+    first = sum(row.count for row in source.rows if row.statistic == "UNITS") if source.units_told else 0
+    once = matured.keep(decision_log.firsts(matured)) if matured is not None else None
+    return Basis(once, sum(_count(source.rows, "DECISIONS", arm) for arm in source.arms), int(first) or None)
+
+
+def _sums(source: Source, basis: Basis, arm: str, segment: str | None = None) -> Sums:
+    """What the intervals of an arm, and segment, are made of. The log's order of arms is its own."""
+    if basis.once is None:
+        return _server_sums(source, arm, segment)
+    return inference.unit_sums(basis.once, basis.once.arms.index(arm) if arm in basis.once.arms else -1, segment)
+
+
+def _server_sums(source: Source, arm: str, segment: str | None = None) -> Sums:
     rows = [r for r in source.rows if r.arm == arm and r.statistic == "REWARD" and segment in (None, r.segment)]
     squares = math.nan if source.counts else math.fsum(r.squares for r in rows)
     return Sums(sum(r.count for r in rows), math.fsum(r.total for r in rows), squares)
 
 
-def _decisions(rows: Sequence[Row], arm: str) -> int:
-    return int(sum(row.count for row in rows if row.arm == arm and row.statistic == "DECISIONS"))
+def _count(rows: Sequence[Row], statistic: str, arm: str) -> int:
+    return int(sum(row.count for row in rows if row.arm == arm and row.statistic == statistic))
 
 
-def _segments(source: Source, alpha: float) -> list[dict[str, Any]]:
+def _segments(source: Source, basis: Basis, alpha: float) -> list[dict[str, Any]]:
     """Means by arm and segment, and whether segments fare alike within each arm."""
     found = []
     for arm in source.arms if len(source.segments) > 1 else ():
-        sums = {segment: _sums(source, arm, segment) for segment in source.segments}
+        sums = {segment: _sums(source, basis, arm, segment) for segment in source.segments}
         served = {segment: one for segment, one in sums.items() if one.count}
         impact = None
         if len(served) > 1:
@@ -198,9 +287,11 @@ def _segments(source: Source, alpha: float) -> list[dict[str, Any]]:
     return found
 
 
-def _from_log(source: Source, logged: decision_log.Logged, alpha: float, prediction: str) -> dict[str, Any]:
+def _from_log(
+    source: Source, logged: decision_log.Logged, matured: decision_log.Logged, basis: Basis, alpha: float, prediction: str
+) -> dict[str, Any]:
     """What only logged propensities can tell. Order of arms: the log's, where a name stands for the same index."""
-    matured = logged.matured(source.missing, source.window_seconds, source.seconds)
+    assert basis.once is not None
     names = [arm for arm in logged.arms if arm in source.arms]
     incumbent = logged.arms.index(source.incumbent) if source.incumbent in logged.arms else None
     lifts = []
@@ -213,12 +304,13 @@ def _from_log(source: Source, logged: decision_log.Logged, alpha: float, predict
         "decisions": int(logged.action.size),
         "outcomes": int((~np.isnan(logged.reward)).sum()),
         "draws": int(decision_log.draws(logged, np.ones(logged.action.size, np.bool_)).sum()),
+        "units": int(basis.once.action.size),
         "strangers": logged.strangers,
         "lifts": lifts,
         "sampleRatio": dict(zip(logged.arms, inference.sample_ratio_p_values(logged), strict=True)),
         "joinedSampleRatio": dict(zip(logged.arms, inference.sample_ratio_p_values(matured, joined=True), strict=True)),
         "offPolicy": _off_policy(matured, source.scale, alpha),
-        "calibration": _calibration(logged, prediction, alpha),
+        "calibration": _calibration(basis.once, prediction, alpha),
     }
 
 
@@ -229,6 +321,7 @@ def _off_policy(matured: decision_log.Logged, scale: Scale, alpha: float) -> lis
     for name, target in [*policies, ("an even split", np.full(number, 1.0 / number))]:
         one: dict[str, Any] = {"policy": name}
         try:
+            one["leftOut"] = dict(decision_log.select(matured, target).left_out)
             made = off_policy.evaluate(decision_log.off_policy_rows(matured, target), alpha, low=scale.low, high=scale.high)
         except AllocatorError as error:
             one["refused"] = error.message
@@ -241,7 +334,10 @@ def _off_policy(matured: decision_log.Logged, scale: Scale, alpha: float) -> lis
 
 
 def _calibration(logged: decision_log.Logged, prediction: str, alpha: float) -> list[dict[str, Any]]:
-    """Of each arm whose decisions carry a predicted probability of the reward, in a metric or in a logged attribute."""
+    """Of each arm whose decisions carry a predicted probability of the reward, in a metric or in a logged attribute.
+
+    logged: each unit once, for the evidence and its bins take rewards for news.
+    """
     values = logged.metrics.get(prediction)
     if values is None:
         values = np.array([_number(row.get(prediction)) for row in logged.context])
@@ -269,8 +365,8 @@ def _calibration(logged: decision_log.Logged, prediction: str, alpha: float) -> 
     return found
 
 
-def _warnings(source: Source, log: Mapping[str, Any] | None) -> list[str]:
-    found = []
+def _warnings(source: Source, basis: Basis, log: Mapping[str, Any] | None, alpha: float) -> list[str]:
+    found = basis.warnings(alpha)
     if source.sample_ratio_p_value <= SAMPLE_RATIO_ALPHA:
         found.append(
             f"Sample ratio: arms were not drawn as often as their weights say (p = {source.sample_ratio_p_value:.2g}). Whatever loses or"
@@ -293,29 +389,28 @@ def _warnings(source: Source, log: Mapping[str, Any] | None) -> list[str]:
 
 
 def _arms_section(
-    source: Source,
-    decisions: Mapping[str, int],
-    sums: Mapping[str, Sums],
-    means: Mapping[str, Interval],
-    lifts: Mapping[str, inference.Lift],
-    percent: str,
+    source: Source, basis: Basis, arms: Sequence[Mapping[str, Any]], lifts: Mapping[str, inference.Lift], alpha: float
 ) -> Section:
-    total = max(sum(decisions.values()), 1)
-    arms = [
-        (arm + (" (incumbent)" if arm == source.incumbent else ""), f"{decisions[arm]:,}", f"{decisions[arm] / total:.1%}",
-         f"{sums[arm].count:,.0f}", *_shown(means[arm]))
-        for arm in source.arms
+    percent = f"{100 * (1 - alpha):g} %"
+    heading, naive, by_unit = basis.heading(percent), f"naive {percent}", basis.once is not None
+    rows = [
+        (one["arm"] + (" (incumbent)" if one["incumbent"] else ""), f"{one['decisions']:,}", f"{one['share']:.1%}",
+         f"{one['outcomes']:,.0f}", *((_n(one["meanOutcome"]), f"{one['contributions']:,.0f}") if by_unit else ()),
+         *_shown(Interval(**one["mean"])))
+        for one in arms
     ]  # fmt: skip
-    grids = [Grid(("arm", "decisions", "share", "outcomes", "mean", f"valid {percent}", f"naive {percent}"), arms, f"Mean {source.metric}")]
+    columns = ("arm", "decisions", "share", "outcomes", *(("mean outcome", "units", "mean of units") if by_unit else ("mean",)))
+    grids = [Grid((*columns, heading, naive), rows, f"Mean {source.metric}")]
     for name, pick in (("Ratio to", lambda lift: lift.ratio), ("Difference from", lambda lift: lift.difference)):
         rows = [(arm, *_shown(pick(lift))) for arm, lift in lifts.items() if pick(lift) is not None]
         if rows:
-            grids.append(Grid(("arm", "estimate", f"valid {percent}", f"naive {percent}"), rows, f"{name} {source.incumbent}"))
+            grids.append(Grid(("arm", "estimate", heading, naive), rows, f"{name} {source.incumbent}"))
     text = [
-        "The valid intervals hold at every look and under any allocation, while rates stay what they are. The naive ones are what a fixed"
-        " test would print: they are wrong more often than they say as soon as weights follow results or anyone looks twice."
+        basis.words,
+        "The intervals hold at every look and under any allocation, while rates stay what they are. The naive ones are what a fixed"
+        " test would print: they are wrong more often than they say as soon as weights follow results or anyone looks twice.",
     ]
-    return Section("Arms and lift", text, grids=grids)
+    return Section("Arms and lift", text, basis.warnings(alpha), grids=grids)
 
 
 def _guardrails_section(source: Source) -> Section:
@@ -328,7 +423,7 @@ def _guardrails_section(source: Source) -> Section:
     return Section("Guardrails", ["none"] if not rows else [], grids=[Grid(columns, rows)] if rows else [])
 
 
-def _segments_section(segments: Sequence[Mapping[str, Any]], percent: str) -> Section:
+def _segments_section(segments: Sequence[Mapping[str, Any]], heading: str, percent: str) -> Section:
     if not segments:
         return Section("Segments", ["The experiment has no segments."])
     rows, parity = [], []
@@ -339,7 +434,7 @@ def _segments_section(segments: Sequence[Mapping[str, Any]], percent: str) -> Se
                 (one["arm"], s["segment"], f"{_n(s['low'])} to {_n(s['high'])}", s["parity"]) for s in one["disparity"]["segments"]
             ]
     text = ["Compare segments within an arm: weights that differ by segment or over time make pooled means incomparable."]
-    grids = [Grid(("arm", "segment", "outcomes", "mean", f"valid {percent}", f"naive {percent}"), rows)]
+    grids = [Grid(("arm", "segment", "outcomes", "mean", heading, f"naive {percent}"), rows)]
     if parity:
         caption = "Rate of each segment over the best other's; below 0.8 is flagged (four-fifths rule), at or above passes, else undecided"
         grids.append(Grid(("arm", "segment", "ratio", "parity"), parity, caption))
@@ -355,8 +450,8 @@ def _log_sections(source: Source, log: Mapping[str, Any], percent: str, figures:
                 lifts.append((one["arm"], kind, _n(found.value), f"{_n(found.low)} to {_n(found.high)}"))
     ratio = [(arm, f"{p:.3g}", f"{log['joinedSampleRatio'][arm]:.3g}") for arm, p in log["sampleRatio"].items()]
     text = [
-        f"The decision log has {log['decisions']:,} decisions, {log['outcomes']:,} with a reward, {log['draws']:,} of them draws: first"
-        " decisions of a unit that the weights made."
+        f"The decision log has {log['decisions']:,} decisions of {log['units']:,} units, {log['outcomes']:,} with a reward."
+        f" {log['draws']:,} of them are draws: decisions that the weights made, of a unit that keeps its arm the first."
     ]
     grids = [
         Grid(("arm", "lift", "estimate", f"valid {percent}"), lifts,
@@ -364,16 +459,22 @@ def _log_sections(source: Source, log: Mapping[str, Any], percent: str, figures:
         Grid(("arm", "decisions, p", "with outcome, p"), ratio, f"Sample ratio; an alarm is {SAMPLE_RATIO_ALPHA:g} or below"),
     ]  # fmt: skip
     sections = [Section("From the decision log", text, grids=grids)]
-    rows, refusals = [], []
+    rows, text, warnings, left_out = [], [], [], dict[str, list[str]]()
     for one in log["offPolicy"]:
+        left_out.setdefault(decision_log.left_out_words(one["leftOut"]), []).append(one["policy"])
         if "refused" in one:
-            refusals.append(f"{one['policy']}: {one['refused']}.")
+            text.append(f"{one['policy']}: {one['refused']}.")
             continue
+        warnings += [f"{one['policy']}: {warning}." for warning in one["warnings"]]
         for name, each in one["estimates"].items():
             shown = "" if each["low"] is None else f"{_n(each['low'])} to {_n(each['high'])}"
-            rows.append((one["policy"], name, _n(each["value"]), shown, f"{one['effectiveRows']:,.0f}", f"{one['meanWeight']:.3g}"))
-    columns = ("policy", "estimator", f"mean {source.metric}", f"valid {percent}", "effective rows", "mean weight")
-    sections.append(Section("What other policies would have earned", refusals, grids=[Grid(columns, rows)] if rows else []))
+            sizes = f"{one['rows']:,}", f"{one['effectiveRows']:,.0f}", f"{one['meanWeight']:.3g}"
+            rows.append((one["policy"], name, _n(each["value"]), shown, *sizes))
+    text += [f"Decisions left out of {', '.join(policies)}: {words}." for words, policies in left_out.items() if words]
+    if len(left_out) > 1:
+        text.append("Policies are valued on the decisions in which their arms had a chance: values from different ones do not compare.")
+    columns = ("policy", "estimator", f"mean {source.metric}", f"valid {percent}", "decisions", "effective rows", "mean weight")
+    sections.append(Section("What other policies would have earned", text, warnings, grids=[Grid(columns, rows)] if rows else []))
     if log["calibration"]:
         rows = [
             (one["arm"], f"{one['outcomes']:,}", f"{one['pValue']:.3g}", f"{one['error']:.4f}", f"{one['errorIfCalibrated']:.4f}")

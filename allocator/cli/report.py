@@ -140,6 +140,7 @@ def _source(described: Any, counted: Any, audit: list[Any]) -> Source:
             analysis.Event(r.time.ToNanoseconds() / 1e9, r.actor, r.action, r.after if r.action == NOTE else r.reason) for r in audit
         ],
         notes=list(described.notes),
+        units_told=experiment.unit_contribution.value == "FIRST",
         facts={
             "state": f"{state}: {status.reason}" if status.reason else state,
             "stage": f"{stage.index} of {stage.count - 1}, candidates up to {stage.cap:.3g}" if stage.count > 1 else "",

@@ -20,6 +20,7 @@ from allocator.analysis.inference import (
     lift,
     mean_interval,
     sample_ratio_p_values,
+    unit_sums,
 )
 from allocator.core.calibration import Parity
 from allocator.core.confidence import confidence_sequence, empirical_bernstein
@@ -132,6 +133,76 @@ def test_intervals_that_are_looked_at_after_every_batch_of_a_thompson_run_hold()
         missed, naive = missed + bad, naive + fooled
     assert missed <= 15
     assert naive >= 40
+
+
+def comes_back(seed: int, units: int, requests: int, rate: float, policy: str) -> Logged:
+    """A/A: units that always fare alike, on any arm, come back at random and keep their point. policy: even, or thompson of all rewards.
+
+    thompson: floor 0.05, a new weight each hundredth of the requests, from 200 pairs of draws.
+    """
+    rng = np.random.default_rng([seed, units])
+    luck, point = (rng.random(units) < rate).astype(float), rng.random(units)
+    unit = rng.integers(0, units, requests)
+    second, won, lost = np.empty(requests), np.ones(2), np.ones(2)
+    for start in range(0, requests, requests // 100):
+        rows = slice(start, start + requests // 100)
+        second[rows] = 0.5
+        if policy == "thompson":
+            drawn = rng.beta(won, lost, (200, 2))
+            second[rows] = np.clip((drawn[:, 1] > drawn[:, 0]).mean(), 0.05, 0.95)
+        arm = point[unit[rows]] < second[rows]
+        for which in (0, 1):
+            mine = luck[unit[rows]][arm == which]
+            won[which] += mine.sum()
+            lost[which] += mine.size - mine.sum()
+    action = (point[unit] < second).astype(int)
+    return logged(action, luck[unit], np.stack([1.0 - second, second], axis=1), unit=unit)
+
+
+@pytest.mark.parametrize(
+    ("policy", "units", "requests", "rate"),
+    [("even", 1000, 60_000, 0.1), ("thompson", 1000, 20_000, 0.5), ("thompson", 4000, 12_000, 0.1)],
+)
+def test_intervals_from_units_hold_at_every_look_however_often_units_come_back(policy, units, requests, rate):
+    """150 runs of ten looks: each interval may miss in 5 % of them (99.99 % point of the binomial: 19); those from requests miss in more.
+
+    Sharper, since these intervals are wide: what units bring, less the rate, adds up to 0 within four standard errors, on each arm.
+    """
+    missed, by_request, deviation, variance = dict.fromkeys(("old", "new", "lift", "drift-proof"), 0), 0, np.zeros(2), np.zeros(2)
+    for seed in range(150):
+        log = comes_back(seed, units, requests, rate, policy)
+        once, seen = log.keep(decision_log.firsts(log)), np.zeros(5, bool)
+        for look in np.linspace(0, requests, 11).astype(int)[1:]:
+            first = once.keep(once.seconds < look)
+            old, new = (unit_sums(first, arm) for arm in (0, 1))
+            means = [mean_interval(arm, CLICK) for arm in (old, new)]
+            requested = [sums(log.reward[:look][log.action[:look] == arm]) for arm in (0, 1)]
+            gaps = [lift(new, old, CLICK).difference, lift(requested[1], requested[0], CLICK).difference]
+            seen[[0, 1]] |= [not each.low <= rate <= each.high for each in means]
+            seen[[2, 4]] |= [not each.low <= 0.0 <= each.high for each in gaps]
+        deviation += [arm.total - rate * arm.count for arm in (old, new)]
+        variance += [rate * (1.0 - rate) * arm.count for arm in (old, new)]
+        found = drift_proof_lift(log, 1, 0, CLICK)
+        seen[3] = not found.difference.low <= 0.0 <= found.difference.high or not found.ratio.low <= 1.0 <= found.ratio.high
+        for name, bad in zip(missed, seen, strict=False):
+            missed[name] += int(bad)
+        by_request += int(seen[4])
+    print(policy, units, requests, rate, missed, "by request", by_request)
+    assert max(missed.values()) <= 19
+    assert (np.abs(deviation) <= 4.0 * np.sqrt(variance)).all()
+    assert by_request > 19 or units > 1000
+
+
+def test_each_unit_counts_once_in_all_arms_and_segments_together():
+    reward = np.array([1.0, 0.0, np.nan, 1.0, 0.5, 1.0])
+    segment = np.array(["a", "b", "a", "b", "b", "b"])
+    even = np.full((6, 2), 0.5)
+    log = logged([0, 1, 1, 0, 1, 0], reward, even, unit=np.array([1, 1, 2, 2, 3, 4]), segment=segment, counted=np.arange(6) != 4)
+    once = log.keep(decision_log.firsts(log))
+    assert (once.unit.tolist(), once.reward.tolist()[0::2]) == ([1, 2, 4], [1.0, 1.0])
+    assert unit_sums(once, 0) == Sums(2, 2.0, 2.0)
+    assert unit_sums(once, 0, "b") == Sums(1, 1.0, 1.0)
+    assert unit_sums(once, 1) == Sums(0, 0.0, 0.0)  # whose one unit's first decision nobody reported: it is given no second one
 
 
 def drifting(seed: int, lift_by: float = 2.0, number: int = 12_000):
