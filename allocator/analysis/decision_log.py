@@ -180,9 +180,10 @@ def read(directory: Path, experiment: str) -> Logged:
 def off_policy_rows(logged: Logged, target: ArrayLike) -> Rows:
     """What `off_policy.evaluate` takes: draws in which each arm that the target wants had a chance, and whose reward is known.
 
-    target: chances of each arm, (arms,), or (N, arms) for all N rows of `logged`. What silence means is applied, see `Logged.known`; who
-    is left out, and why, says `select`. Raises InvalidArgument when no row is left, Refused with reason NO_SUPPORT when the log never could
-    take an arm that the target wants, and as `Logged.known`.
+    target: chances of each arm, (arms,), or (N, arms) for all N rows of `logged`. Where each request is a draw, units that come back count
+    each time: intervals then speak of these requests and their units, not of others that might have come. What silence means is applied,
+    see `Logged.known`; who is left out, and why, says `select`. Raises InvalidArgument when no row is left, Refused with reason NO_SUPPORT
+    when the log never could take an arm that the target wants, and as `Logged.known`.
     """
     logged = logged.known()
     wanted = np.broadcast_to(np.asarray(target, dtype=np.float64), (logged.action.size, len(logged.arms)))

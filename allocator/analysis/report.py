@@ -305,6 +305,7 @@ def _from_log(
         "outcomes": int((~np.isnan(logged.reward)).sum()),
         "draws": int(decision_log.draws(logged, np.ones(logged.action.size, np.bool_)).sum()),
         "units": int(basis.once.action.size),
+        "everyRequestDraws": not bool(logged.sticky.all()),
         "strangers": logged.strangers,
         "lifts": lifts,
         "sampleRatio": dict(zip(logged.arms, inference.sample_ratio_p_values(logged), strict=True)),
@@ -453,6 +454,11 @@ def _log_sections(source: Source, log: Mapping[str, Any], percent: str, figures:
         f"The decision log has {log['decisions']:,} decisions of {log['units']:,} units, {log['outcomes']:,} with a reward."
         f" {log['draws']:,} of them are draws: decisions that the weights made, of a unit that keeps its arm the first."
     ]
+    if log["everyRequestDraws"] and log["units"] < log["draws"]:
+        text.append(
+            "Each request is a draw here, also one of a unit that came before. So what follows speaks of these requests and the units that"
+            " made them, not of units that might have come."
+        )
     grids = [
         Grid(("arm", "lift", "estimate", f"valid {percent}"), lifts,
              f"Lift over {source.incumbent} from propensities; holds when rates drift together. The difference is asymptotic."),

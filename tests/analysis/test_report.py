@@ -306,6 +306,15 @@ def test_warnings_and_refusals_of_off_policy_values_reach_people():
     assert policies["c alone"]["leftOut"]["noChance"] > 0
 
 
+def test_where_each_request_is_a_draw_the_report_says_of_whom_it_speaks():
+    log = comes_back(5, 100, 1000, 0.5, "even")
+    for sticky, said_so in ((True, False), (False, True)):
+        found = report(counted(log), replace(log, sticky=np.full(1000, sticky)))
+        (section,) = (section for section in found.sections if section.title == "From the decision log")
+        assert any("these requests" in text for text in section.text) is said_so
+        assert found.document["log"]["draws"] == (np.unique(log.unit).size if sticky else 1000)
+
+
 def test_a_copy_of_a_log_knows_of_no_outcome_after_its_end():
     """Silence means 0 after 60 s. An hour later the server has decided since: what this copy has not heard may have been told after it."""
     log = replace(comes_back(4, 2000, 1000, 0.5, "even"), until=999.0)
