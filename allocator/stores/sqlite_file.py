@@ -163,10 +163,9 @@ class Tail:
             if self._index < 0:  # kept open: closing it would let go of SQLite's locks
                 self._index = os.open(self._index_path, os.O_RDONLY | os.O_CLOEXEC)
             os.pwrite(self._open(), os.pread(self._index, HEAD_BYTES, 0), 0)
-        except OSError:  # an old note would accuse a log that is whole
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(self._path)
-            self.close()
+        except OSError:  # half a note would accuse a log that is whole; an old one accuses none, so it may stay where it cannot go
+            with contextlib.suppress(OSError):
+                self._drop()
 
     def check(self) -> None:
         """With the log's index made, before the log is moved. Raises Unavailable when the log ends before the note."""
@@ -195,12 +194,8 @@ class Tail:
         try:
             os.ftruncate(self._open(), 0)
             os.fsync(self._file)
-        except OSError:  # the index stays open: closing it would let go of SQLite's locks
-            if self._file >= 0:
-                os.close(self._file)
-                self._file = -1
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(self._path)
+        except OSError:
+            self._drop()
 
     def close(self) -> None:
         """After the connections are closed."""
@@ -208,6 +203,14 @@ class Tail:
             if file >= 0:
                 os.close(file)
         self._file = self._index = -1
+
+    def _drop(self) -> None:
+        """Remove the note. The index stays open: closing it would let go of SQLite's locks."""
+        file, self._file = self._file, -1
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self._path)
+        if file >= 0:
+            os.close(file)
 
     def _open(self) -> int:
         if self._file < 0:
