@@ -18,6 +18,7 @@ APPLICATION_ID = 0x616C6C6F
 PAGE_BYTES = 1024  # nonces are random: nearly each outcome changes a page of its own, and a commit writes whole pages
 RESERVE_BYTES = 4 << 20
 BUSY_SECONDS = 2.0
+NEW = f"PRAGMA page_size = {PAGE_BYTES}; PRAGMA journal_mode = WAL;"  # what a new store begins with: one page
 HEAD_BYTES = 48  # of the index of a write-ahead log
 
 
@@ -29,7 +30,7 @@ def connect(path: str, *, read_only: bool = False, plain: bool = False) -> sqlit
         for pragma in ("trusted_schema = 0", "cell_size_check = 1", "mmap_size = 0", "foreign_keys = 1", "temp_store = 2"):
             db.execute(f"PRAGMA {pragma}")
         if not (read_only or plain):
-            db.execute(f"PRAGMA page_size = {PAGE_BYTES}")  # heeded in a new file only
+            db.execute(f"PRAGMA page_size = {PAGE_BYTES}")  # heeded in memory only: a file has its size
             (mode,) = db.execute("PRAGMA journal_mode = WAL").fetchone()
             if mode != "wal" and path != MEMORY:
                 raise Unavailable(f"{path} cannot have a write-ahead log; a local file system is needed", reason="STORE_FAILED")
@@ -39,6 +40,38 @@ def connect(path: str, *, read_only: bool = False, plain: bool = False) -> sqlit
         db.close()
         raise
     return db
+
+
+def create(path: str, script: str) -> None:
+    """Where there is no file, make one with what `script` writes into it: whole under its name, or not there.
+
+    Raises Unavailable when a log is left of one that is gone: it would be read into the new file.
+    """
+    if os.path.lexists(path):
+        return
+    left = [name for name in (f"{path}-wal", f"{path}.tail") if os.path.exists(name) and os.path.getsize(name)]
+    if left:
+        raise words.damaged(
+            f"{path} is gone, and {left[0]} is left of it: put the file back, or a backup in its place with"
+            f" `allocator db restore BACKUP {path}`; to begin anew, remove {' and '.join(left)}"
+        )
+    new = f"{path}.new"
+    for rest in ("", "-journal", "-wal", "-shm"):  # of an attempt that was broken off
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(new + rest)
+    private(new)
+    with contextlib.closing(sqlite3.connect(new, isolation_level=None)) as db:
+        db.executescript(script)
+    os.rename(new, path)
+
+
+def refuse_emptied(path: str) -> None:
+    """Raise Unavailable for a file without a byte in it: SQLite would take it for a new one, and throw its log away."""
+    if os.path.isfile(path) and not os.path.getsize(path):
+        raise words.damaged(
+            f"the store is damaged: {path} is empty, and what was in it is gone. Put a backup in its place with"
+            f" `allocator db restore BACKUP {path} --yes`, or remove the file to begin anew"
+        )
 
 
 def examine(db: sqlite3.Connection) -> None:

@@ -564,6 +564,45 @@ def test_a_damaged_file_is_refused(path):
         assert len(store.records()) == 30
 
 
+def test_a_file_that_was_emptied_is_refused_with_what_to_do_and_so_is_a_log_whose_file_is_gone(path):
+    filled(path)
+    whole = path.read_bytes()
+    path.write_bytes(b"")
+    for _ in range(2):
+        with pytest.raises(Unavailable, match=r"is empty.*allocator db restore BACKUP .*db --yes`, or remove the file") as caught:
+            SqliteStore(path)
+        assert caught.value.reason == "STORE_CORRUPT"
+        assert path.read_bytes() == b""
+    path.unlink()
+    log = Path(f"{path}-wal")
+    for left in (log, Path(f"{path}.tail")):
+        left.write_bytes(b"something of it")
+        with pytest.raises(Unavailable, match=rf"is gone, and {left} is left of it.*to begin anew, remove {left}") as caught:
+            SqliteStore(path)
+        assert caught.value.reason == "STORE_CORRUPT"
+        assert not path.exists()
+        left.unlink()
+    with opened(path) as store:
+        assert store.records() == []
+    path.write_bytes(whole)
+    with opened(path) as store:
+        assert len(store.records()) == 30
+
+
+def test_a_new_file_is_whole_under_its_name_or_not_there(path, monkeypatch):
+    """What an attempt leaves behind that died on the way is no store, and in nobody's way."""
+    path.parent.mkdir()
+    for rest in ("", "-journal", "-wal", "-shm"):
+        Path(f"{path}.new{rest}").write_bytes(b"half of it")
+    with monkeypatch.context() as dying:
+        dying.setattr(os, "rename", _fail)
+        assert reason_of(lambda: SqliteStore(path)) == "STORE_FAILED"
+    assert not path.exists()
+    with opened(path) as store:
+        assert store.add([outcome(1)]) == [ACCEPTED]
+    assert [file.name for file in path.parent.iterdir() if ".new" in file.name] == []
+
+
 def test_a_file_of_another_program_is_refused_and_left_alone(path):
     path.parent.mkdir()
     with contextlib.closing(sqlite3.connect(path)) as db:
