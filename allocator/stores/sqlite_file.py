@@ -52,8 +52,8 @@ def create(path: str, script: str) -> None:
     left = [name for name in (f"{path}-wal", f"{path}.tail") if os.path.exists(name) and os.path.getsize(name)]
     if left:
         raise words.damaged(
-            f"{path} is gone, and {left[0]} is left of it: put the file back, or a backup in its place with"
-            f" `allocator db restore BACKUP {path}`; to begin anew, remove {' and '.join(left)}"
+            f"{path} is gone, and {left[0]} is left of it: put the file back, or a backup in its place;"
+            f" to begin anew, remove {' and '.join(left)}"
         )
     new = f"{path}.new"
     for rest in ("", "-journal", "-wal", "-shm"):  # of an attempt that was broken off
@@ -65,13 +65,10 @@ def create(path: str, script: str) -> None:
     os.rename(new, path)
 
 
-def refuse_emptied(path: str) -> None:
+def refuse_emptied(path: str, backup: str = "put a backup in its place with `allocator db restore BACKUP FILE --yes`") -> None:
     """Raise Unavailable for a file without a byte in it: SQLite would take it for a new one, and throw its log away."""
     if os.path.isfile(path) and not os.path.getsize(path):
-        raise words.damaged(
-            f"the store is damaged: {path} is empty, and what was in it is gone. Put a backup in its place with"
-            f" `allocator db restore BACKUP {path} --yes`, or remove the file to begin anew"
-        )
+        raise words.damaged(f"{path} is empty, and what was in it is gone: {backup}, or remove the file to begin anew")
 
 
 def examine(db: sqlite3.Connection) -> None:
@@ -115,10 +112,16 @@ def migrate(db: sqlite3.Connection, path: str) -> None:
             raise
 
 
-def check_schema(db: sqlite3.Connection) -> None:
-    """Raise Unavailable unless everything that the migrations made is there in their words: one changed letter makes a table read empty."""
+def check_schema(db: sqlite3.Connection, script: str | None = None) -> None:
+    """Raise Unavailable unless everything that the migrations (or `script`) made is there in their words.
+
+    One changed letter makes a table read empty.
+    """
     with contextlib.closing(sqlite3.connect(MEMORY, isolation_level=None)) as fresh:
-        migrate(fresh, MEMORY)
+        if script is None:
+            migrate(fresh, MEMORY)
+        else:
+            fresh.executescript(script)
         if not set(fresh.execute(_SCHEMA)) <= set(db.execute(_SCHEMA)):
             raise words.altered()
 

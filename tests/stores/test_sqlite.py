@@ -569,7 +569,7 @@ def test_a_file_that_was_emptied_is_refused_with_what_to_do_and_so_is_a_log_whos
     whole = path.read_bytes()
     path.write_bytes(b"")
     for _ in range(2):
-        with pytest.raises(Unavailable, match=r"is empty.*allocator db restore BACKUP .*db --yes`, or remove the file") as caught:
+        with pytest.raises(Unavailable, match=r"is empty.*allocator db restore BACKUP FILE --yes`, or remove") as caught:
             SqliteStore(path)
         assert caught.value.reason == "STORE_CORRUPT"
         assert path.read_bytes() == b""
