@@ -234,6 +234,34 @@ def test_a_full_server_refuses_and_recovers_by_itself(open_, tmp_path):
         assert store.add([outcome(1), outcome(2)]) == [DUPLICATE, ACCEPTED]
 
 
+def test_exposures_that_a_full_server_refused_are_counted_once_when_there_is_room(open_, tmp_path, caplog):
+    with Node(tmp_path) as server, caplog.at_level(logging.INFO):
+        store = open_(server.url)
+        store.add([], [exposure(decisions=1), exposure(decisions=2, uid=OTHER)])
+        server.ask("CONFIG", "SET", "maxmemory", "1")
+        for _ in range(3):
+            store.add([], [exposure(decisions=10), exposure(decisions=20, uid=OTHER)])
+        assert "did not get through" in caplog.text
+        assert "dropped" not in caplog.text
+        server.ask("CONFIG", "SET", "maxmemory", "0")
+        store.add([], [exposure(decisions=100)])
+        store.changed(0)
+        assert sums(store.cells(UID))[10, 1, 0, "_exposures"][0] == 131
+        assert sums(store.cells(OTHER))[10, 1, 0, "_exposures"][0] == 62
+        assert "are counted" in caplog.text
+
+
+def test_exposures_that_would_not_fit_into_a_sum_are_dropped_with_a_word_and_hold_up_no_others(open_, url, caplog):
+    store = open_(url)
+    big = exposure()._replace(cell=Cell(10, 1, 0, "r", 1, 2**62, 0, 0))
+    store.add([], [big])
+    with caplog.at_level(logging.ERROR):
+        store.add([], [big])
+        store.add([], [exposure(decisions=1)])
+    assert "are dropped" in caplog.text
+    assert sums(store.cells(UID)) == {(10, 1, 0, "r"): (1, 2**62, 0, 0), (10, 1, 0, "_exposures"): (1, 32_768, 0, 0)}
+
+
 def test_keys_of_another_program_are_not_touched(open_, url, redis_server):
     store = open_(url)
     redis_server.ask("SET", f"{{{store.address.prefix}}}:store", "theirs")
