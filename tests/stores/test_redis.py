@@ -9,16 +9,18 @@ from __future__ import annotations
 import contextlib
 import logging
 import re
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+import redis
 
 from allocator.core.audit import first_broken
 from allocator.core.record import Cell
 from allocator.errors import AlreadyExists, Conflict, Overloaded, Unavailable
 from allocator.ports import Contribution, Counted, OutcomeRow, Save, Settle
-from allocator.stores.redis import RedisStore, saving
+from allocator.stores.redis import RedisStore, link, saving
 from allocator.stores.redis.link import Breaker, Call, Link
 from tests.faults.proxy import Proxy
 from tests.redis_servers import Node, until
@@ -183,6 +185,53 @@ def test_a_store_does_not_hear_itself(open_, two):
     other.add([outcome(2)])
     until(lambda: called.count, "the listener is called")
     assert called.count == 1
+
+
+@pytest.fixture
+def three_sentinels(monkeypatch) -> Iterator[Callable[[Callable[[], dict]], link.Sentinels]]:
+    """Three Sentinels, each of which answers what a function says; let go at the end."""
+
+    def make(answer: Callable[[], dict]) -> link.Sentinels:
+        monkeypatch.setattr(redis.Redis, "sentinel_masters", lambda _: answer())
+        return link.Sentinels([("127.0.0.1", port) for port in (1, 2, 3)], sentinel_kwargs={"socket_timeout": 0.05})
+
+    return make
+
+
+def master(**state: object) -> dict:
+    alive = {"is_master": True, "is_sdown": False, "is_odown": False, "num-other-sentinels": 2}
+    return {"m": {"ip": "10.0.0.1", "port": 6379, **alive, **state}}
+
+
+def test_all_sentinels_are_asked_at_once(three_sentinels):
+    together = threading.Barrier(3)
+
+    def answer() -> dict:
+        together.wait(20)  # none answers before all were asked
+        return master()
+
+    sentinels = three_sentinels(answer)
+    sentinels.sentinel_kwargs["socket_timeout"] = 20
+    assert sentinels.discover_master("m") == ("10.0.0.1", 6379)
+
+
+def test_silent_sentinels_cost_one_timeout_and_one_that_answers_is_enough(three_sentinels):
+    end = threading.Event()
+    try:
+        with pytest.raises(redis.ConnectionError, match="3 of 3 Sentinels are silent"):
+            three_sentinels(lambda: end.wait() and {}).discover_master("m")
+        first = iter([master()])
+        sentinels = three_sentinels(lambda: next(first, None) or (end.wait() and {}))
+        sentinels.sentinel_kwargs["socket_timeout"] = 20
+        assert sentinels.discover_master("m") == ("10.0.0.1", 6379)
+    finally:
+        end.set()
+
+
+@pytest.mark.parametrize("state", [{"is_sdown": True}, {"is_odown": True}, {"is_master": False}], ids=str)
+def test_a_master_that_is_down_or_none_is_not_taken_from_a_sentinel(three_sentinels, state):
+    with pytest.raises(redis.ConnectionError, match="knows no master 'm' in force"):
+        three_sentinels(lambda: master(**state)).discover_master("m")
 
 
 # The server's settings

@@ -20,6 +20,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, as_completed
 from contextlib import suppress
 from importlib import resources
 from typing import Any, NamedTuple
@@ -38,10 +39,11 @@ from redis.exceptions import (
     NoScriptError,
     OutOfMemoryError,
     ReadOnlyError,
+    RedisClusterException,
     TryAgainError,
 )
 from redis.retry import Retry
-from redis.sentinel import Sentinel
+from redis.sentinel import MasterNotFoundError, Sentinel
 
 from allocator.errors import AllocatorError, Overloaded, Unavailable
 from allocator.stores.redis.address import CLUSTER, SENTINEL, Address
@@ -228,13 +230,17 @@ class Link:
         if self._cluster is not None and not self._stale:
             return self._cluster
         breaker = self._breaker(str(self.address))
+        if not self._mapping.acquire(blocking=self._cluster is None):
+            return self._cluster  # as well as it is known: somebody is looking
         try:
-            breaker.enter()
-        except Unavailable:
-            if self._cluster is None:
-                raise
-            return self._cluster  # as well as it is known
-        with self._mapping:
+            if self._cluster is not None and not self._stale:
+                return self._cluster
+            try:
+                breaker.enter()
+            except Unavailable:
+                if self._cluster is None:
+                    raise
+                return self._cluster
             try:
                 if self._cluster is None:
                     self._cluster = RedisCluster(
@@ -242,7 +248,7 @@ class Link:
                         require_full_coverage=False,
                         **self._options(),
                     )
-                elif self._stale:
+                else:
                     self._cluster.nodes_manager.initialize()
                 self._stale = False
             except Exception:
@@ -251,13 +257,20 @@ class Link:
                     raise
             else:
                 breaker.succeed()
+        finally:
+            self._mapping.release()
         return self._cluster
 
     def _connect(self) -> redis.Redis:
         if self.address.kind == SENTINEL:
             options = self._options()
-            own = {**options, "username": self.address.sentinel_user or None, "password": self.address.sentinel_password or None}
-            sentinel = Sentinel(self.address.hosts, sentinel_kwargs=own, **options)
+            own = {
+                **options,
+                "username": self.address.sentinel_user or None,
+                "password": self.address.sentinel_password or None,
+                "socket_timeout": self.address.timeout_ms / 1e3,  # they wait for no replicas
+            }
+            sentinel = Sentinels(self.address.hosts, sentinel_kwargs=own, **options)
             return sentinel.master_for(self.address.service, db=self.address.db)
         ((host, port),) = self.address.hosts
         return redis.Redis(host=host, port=port, db=self.address.db, **self._options())
@@ -434,7 +447,7 @@ class Link:
             error = Unavailable("the experiment is moving to another server of the store", reason="STORE_MOVING")
         elif isinstance(exc, AuthenticationError | NoPermissionError):
             error = Unavailable(f"the store refuses this server: {text}", reason="STORE_REFUSED")
-        elif isinstance(exc, redis.ConnectionError | redis.TimeoutError | OSError):
+        elif isinstance(exc, redis.ConnectionError | redis.TimeoutError | RedisClusterException | OSError):
             error = unreachable(str(self.address), text or type(exc).__name__)
         elif "WRONGTYPE" in text:
             error = Unavailable(f"the keys of this prefix belong to another program: {text}", reason="STORE_FOREIGN")
@@ -442,6 +455,40 @@ class Link:
             error = Unavailable(f"the store failed: {text or type(exc).__name__}", reason="STORE_FAILED")
         error.__cause__ = exc
         return error
+
+
+class Sentinels(Sentinel):
+    """Asks all Sentinels at once: one after another, those that are silent would take a timeout each."""
+
+    def discover_master(self, service_name: str) -> tuple[str, int]:
+        """The first answer that names a master in force. Raises MasterNotFoundError when there is none within one timeout."""
+        asking = [self._ask(sentinel) for sentinel in self.sentinels]
+        faults = []
+        try:
+            for done in as_completed(asking, self.sentinel_kwargs["socket_timeout"]):
+                if done.exception() is not None:
+                    faults.append(repr(done.exception()))
+                    continue
+                state = done.result().get(service_name)
+                if state and self.check_master_state(state, service_name):
+                    return state["ip"], state["port"]
+                faults.append(f"one of them knows no master {service_name!r} in force")
+        except TimeoutError:
+            faults.append(f"{sum(not done.done() for done in asking)} of {len(asking)} Sentinels are silent")
+        raise MasterNotFoundError(f"no master found for {service_name!r}: {'; '.join(faults)}")
+
+    def _ask(self, sentinel: redis.Redis) -> Future[dict[str, Any]]:
+        """In a thread of its own, which ends with the connection's timeouts at the latest."""
+        answer: Future[dict[str, Any]] = Future()
+
+        def ask() -> None:
+            try:
+                answer.set_result(sentinel.sentinel_masters())
+            except Exception as exc:
+                answer.set_exception(exc)
+
+        threading.Thread(target=ask, name="redis-sentinel", daemon=True).start()
+        return answer
 
 
 def unreachable(place: str, why: str) -> Unavailable:
