@@ -18,6 +18,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from itertools import islice
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from allocator.core.assignment import SLOTS
@@ -28,9 +29,11 @@ from allocator.core.gate import BudgetGate
 from allocator.core.snapshot import Entry
 
 MAX_FORMS = 1024  # kept of each plan; only strict caps on many candidates make more than a handful
+RETURNED_AT_ONCE = 1000  # cells given back that one `take` hands out again: a store that refuses for hours must not make each report dearer
 new_tuple = tuple.__new__  # what `_make` calls, and 0.1 us cheaper
 
 T = TypeVar("T")
+Place = tuple[bytes, int, int, int, int]  # the first five fields of an Exposure
 
 
 class Exposure(NamedTuple):
@@ -83,10 +86,10 @@ class Decider(Generic[T]):
         self._life = life
         self._memories: dict[bytes, Memory] = {}
         self._budgets: dict[bytes, BudgetGate] = {}
-        self._counts: dict[tuple[bytes, int, int, int, int], list[int]] = {}
+        self._counts: dict[Place, list[int]] = {}
         self._counting: list[Memory] = []  # those with counts that are not in `_counts` yet
         self._drawn: list[_Draws] = []
-        self._returned: list[Exposure] = []
+        self._returned: dict[Place, list[int]] = {}
         self.low: Callable[[], None] = lambda: None
         self.dress: Callable[[str, Decision], T | None] = lambda _name, _decision: None
 
@@ -306,14 +309,16 @@ class Decider(Generic[T]):
             memory.forget_forms()
 
     def take(self) -> list[Exposure]:
-        """The exposures counted since the last call. They are now the caller's: give back what could not be stored."""
+        """The exposures counted since the last call. They are now the caller's: give back what could not be stored.
+
+        Of what was given back, as much as is taken at once: the rest comes with later calls. Empty when there is none left.
+        """
         for memory in self._counting:
             self._close(memory)
             memory.counting = False
         self._counting.clear()
         counts, self._counts = self._counts, {}
         draws, self._drawn = self._drawn, []
-        returned, self._returned = self._returned, []
         found = {key: [*n, 0, 0, 0, 0] for key, n in counts.items()}
         for entry, bucket, segment, drawn in draws:
             served = entry.tables[segment if len(entry.tables) > 1 else 0].served
@@ -325,11 +330,14 @@ class Decider(Generic[T]):
                     into[3] += total * share
                     into[4] += total * share * (SLOTS - share)
                     into[5] = self._life if entry.sticky else 0
-        return [*returned, *(Exposure(*key, *n) for key, n in found.items())]
+        for key in list(islice(self._returned, RETURNED_AT_ONCE)):
+            _merge(found, key, self._returned.pop(key))
+        return [Exposure(*key, *n) for key, n in found.items()]
 
     def give_back(self, exposures: list[Exposure]) -> None:
-        """Count these again: they could not be stored."""
-        self._returned += exposures
+        """Count these again: they could not be stored. What belongs to one cell is one from now on, however often it comes back."""
+        for exposure in exposures:
+            _merge(self._returned, exposure[:5], exposure[5:])
 
     def _memory(self, entry: Entry, milliseconds: int) -> Memory:
         """What is remembered of an experiment, brought up to this plan and this time."""
@@ -366,6 +374,18 @@ class Decider(Generic[T]):
         if len(memory.forms) > MAX_FORMS:
             memory.forget_forms()
         self._drawn += [_Draws(entry, memory.bucket, segment, arms) for segment, arms in drawn.items()]
+
+
+def _merge(into: dict[Place, list[int]], key: Place, numbers: Sequence[int]) -> None:
+    """Add the numbers of an exposure. Its life is that of all draws there; without draws it is 0."""
+    have = into.get(key)
+    if have is None:
+        into[key] = list(numbers)
+    else:
+        *added, life = numbers
+        for index, number in enumerate(added):
+            have[index] += number
+        have[5] = max(have[5], life)
 
 
 class _Draws(NamedTuple):

@@ -144,14 +144,17 @@ class Commands:
 
         A store that cannot take it, or is lost, is no obstacle: the freeze is in force here and remembered on this server's disk, and
         stored when that is possible; the record's reason says so. Raises Unavailable, FREEZE_NOT_KEPT, when the disk cannot remember
-        it either: it is in force here all the same.
+        it, with the store or without: it is in force here all the same.
         """
         actor, reason = who(actor), why(reason)
         if not self._keeper.lost:
             try:
-                return self._move(name, Event.FROZEN, "experiment.freeze", actor, reason)
+                record = self._move(name, Event.FROZEN, "experiment.freeze", actor, reason)
             except (Unavailable, Overloaded) as error:
                 trouble = f"the store could not take it: {error.reason}"
+            else:
+                self._keeper.refuse_unkept(record)
+                return record
         else:
             trouble = "the store is lost"
         record = self._keeper.freeze(self._registry.get(name), actor, reason, trouble)

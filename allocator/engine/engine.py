@@ -124,8 +124,7 @@ class Engine:
     def close(self) -> None:
         """Stop planning, store the last exposures, close the store."""
         self.planner.stop()
-        exposures = self.decider.take()
-        if exposures:
+        while exposures := self.decider.take():
             try:
                 self.ingest.report((), exposures)
             except AllocatorError as error:

@@ -65,7 +65,8 @@ class Keeper:
         self._keepsake = keepsake
         self._lock = threading.Lock()
         self._dirty: dict[str, Record] = {}
-        self._latches: dict[str, tuple[object, ...]] = {}  # as kept
+        self._kept: dict[str, Record] = {}  # as on disk
+        self._trouble = ""  # why the disk did not take it, the last time
         self._granted: dict[str, dict[tuple[int, str], int]] = {}
         self._dirty_grants: set[str] = set()
         self._release: set[str] = set()
@@ -93,7 +94,7 @@ class Keeper:
             return
         self.epoch, self._earlier, self._remembers = kept.epoch, kept.earlier, True
         self._granted = {uid: dict(sums) for uid, sums in kept.granted.items()}
-        self._latches = {record.name: _latch(record.status) for record in kept.records}
+        self._kept = {record.name: record for record in kept.records}
         self._learn(kept.secret)
         self._live.begin(self.epoch)
         self._registry.restore(kept.records, kept.pending)
@@ -149,14 +150,34 @@ class Keeper:
     # Keeping.
 
     def note(self, records: Sequence[Record]) -> None:
-        """These records are now known. Where somebody froze, drained, resumed or started, on disk when this returns."""
+        """These records are now known. Where somebody froze, drained, resumed or started, on disk when this returns, if the disk takes it.
+
+        Threads may tell of two versions in either order: the newer one stays.
+        """
         if self._keepsake is None:
             return
         with self._lock:
-            self._dirty.update((record.name, record) for record in records)
-            urgent = any(self._latches.get(record.name) != _latch(record.status) for record in records)
+            newer = [record for record in records if not _newer(self._dirty.get(record.name) or self._kept.get(record.name), record)]
+            self._dirty.update((record.name, record) for record in newer)
+            urgent = any(record.name not in self._kept or _latch(self._kept[record.name]) != _latch(record) for record in newer)
         if urgent:
             self.flush(now=True)
+
+    def refuse_unkept(self, record: Record) -> None:
+        """Raise Unavailable, FREEZE_NOT_KEPT, when the store has this freeze and this server's own disk did not take it."""
+        if self._keepsake is None:
+            return
+        with self._lock:
+            kept = self._kept.get(record.name)
+            if _newer(kept, record) or (kept is not None and _latch(kept) == _latch(record)):
+                return
+            trouble = self._trouble or "it has not been written yet"
+        raise Unavailable(
+            f"{record.name} is frozen, and the store has it, but this server cannot remember it for a store that loses it: {trouble}."
+            " It tries again each second; freeze again to be told when it can",
+            reason="FREEZE_NOT_KEPT",
+            experiment=record.name,
+        )
 
     def note_granted(self, uid: str, granted: Granted) -> None:
         """What is known to have been granted of an experiment, by whomever."""
@@ -176,18 +197,18 @@ class Keeper:
             self._flush_at = at + FLUSH_SECONDS
             dirty, self._dirty = self._dirty, {}
             grants, self._dirty_grants = self._dirty_grants, set()
-            release, self._release = self._release, set()
+            release = {name for name in self._release if name not in self._registry.held}  # what is held again meanwhile stays
+            self._release = set()
             if not (dirty or grants or release):
                 return
             try:
                 self._keepsake.keep(dirty.values(), dict.fromkeys(release), {uid: dict(self._granted[uid]) for uid in grants})
             except AllocatorError as error:
                 log.warning("keepsake.not_written", reason=error.reason, error=error.message)
-                self._dirty = {**dirty, **self._dirty}
-                self._dirty_grants |= grants
-                self._release |= release
+                self._trouble = error.message
+                self._dirty, self._dirty_grants, self._release = dirty, grants, release  # all of it stood under the lock
                 return
-            self._latches.update((name, _latch(record.status)) for name, record in dirty.items())
+            self._kept.update(dirty)
 
     def freeze(self, before: Record, actor: str, reason: str, why: str) -> Record:
         """Freeze an experiment without the store, as a person asked. why: not with it. As `hold`; raises Refused in a state that cannot."""
@@ -209,10 +230,9 @@ class Keeper:
                 reason="FREEZE_NOT_KEPT",
                 experiment=record.name,
             )
-        with self._lock:
-            self._release.discard(record.name)
         try:
-            self._keepsake.keep(pending={record.name: pending})
+            with self._lock:  # behind any `flush` that lets go of an earlier one
+                self._keepsake.keep(pending={record.name: pending})
         except AllocatorError as error:
             raise Unavailable(
                 f"{record.name} is frozen on this server from now on, but it cannot be remembered: {error.message}",
@@ -229,8 +249,7 @@ class Keeper:
             stored = self._registry.stored(name)
             after = None if stored is None else latched(stored, pending)
             if after is None or after == stored:
-                self._registry.held.pop(name, None)
-                self._let_go([name])
+                self._registry.release(pending)
                 continue
             try:
                 refused = self._write(after, stored, pending.entry)
@@ -420,8 +439,14 @@ def _frozen(status: Status, others: Iterable[Record | None], reason: str, now: f
     return status
 
 
-def _latch(status: Status) -> tuple[object, ...]:
-    return status.state, status.freeze_epoch, status.resume_epoch, status.activation, status.drained
+def _latch(record: Record) -> tuple[object, ...]:
+    status = record.status
+    return record.uid, status.state, status.freeze_epoch, status.resume_epoch, status.activation, status.drained
+
+
+def _newer(known: Record | None, record: Record) -> bool:
+    """Is what is known a later version of the same experiment?"""
+    return known is not None and known.uid == record.uid and known.version > record.version
 
 
 def _told(why: str) -> str:

@@ -164,11 +164,14 @@ class Registry:
 
     def accept(self, names: Iterable[str]) -> None:
         """Take what the store has of these, also where it is older: an operator said so."""
+        accepted = []
         with self._lock:
             for name in names:
                 record = self._store.record(name)
                 if record is not None:
                     self._take([record])
+                    accepted.append(record)
+        self._tell(accepted)
 
     def hold(self, pending: Pending) -> Record:
         """A freeze or drain that could not be stored is in force from now on. The record as it now is here."""
@@ -177,6 +180,18 @@ class Registry:
             self.held[name] = pending
             self._take([self._stored.get(name) or self._records[name]])
             return self._records[name]
+
+    def release(self, pending: Pending) -> bool:
+        """The store has it, or it applies no more. False when another freeze is held by now: that one stays."""
+        name = pending.record.name
+        with self._lock:
+            if self.held.get(name) is not pending:
+                return False
+            del self.held[name]
+            self._stored.pop(name, None)
+        if self.released is not None:
+            self.released([name])
+        return True
 
     def stored(self, name: str) -> Record | None:
         """The experiment as the store was last known to have it."""

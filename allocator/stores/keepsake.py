@@ -1,8 +1,12 @@
 """What one server keeps on its own disk, in a small SQLite file of its own: see `ports.Keepsake`.
 
 In: records, freezes that the store could not take, grants, and which life of the store they are of. Out: the same after a restart, when the
-store may be gone, empty or older. A write costs what it changes and one fsync. One process has the directory; a file that is damaged is
-refused, because what it holds may be the only memory of a freeze.
+store may be gone, empty or older. One process has the directory; a file that is damaged is refused, because what it holds may be the only
+memory of a freeze.
+
+What is acknowledged stands in the file itself, behind a rollback journal that is empty again when a write returns. A write-ahead log is
+cheaper by a sync or two, and forgets without a word: SQLite takes its first damaged frame for its end, and what was acknowledged behind it
+is gone. Written once a second and at freezes, so the price does not matter.
 """
 
 from __future__ import annotations
@@ -26,11 +30,12 @@ from allocator.stores import sqlite_words as words
 
 FILE = "keepsake.db"
 SCHEMA = 1
-TABLES = """
+TABLES = f"""
 CREATE TABLE life (only INTEGER PRIMARY KEY CHECK (only = 1), epoch TEXT, earlier TEXT, secret BLOB, proof INTEGER);
 CREATE TABLE records (name TEXT PRIMARY KEY, document BLOB) WITHOUT ROWID;
 CREATE TABLE pending (name TEXT PRIMARY KEY, document BLOB, entry TEXT, proof INTEGER) WITHOUT ROWID;
 CREATE TABLE granted (uid TEXT, arm INTEGER, kind TEXT, amount INTEGER, proof INTEGER, PRIMARY KEY (uid, arm, kind)) WITHOUT ROWID;
+PRAGMA user_version = {SCHEMA};
 """
 
 
@@ -51,7 +56,9 @@ class DiskKeepsake:
                 os.makedirs(self.path, mode=0o700, exist_ok=True)
                 file = os.path.join(self.path, FILE)
                 self._file = disk.lock_file(file + ".lock")
+                disk.create(file, TABLES)
                 disk.private(file)
+                disk.refuse_emptied(file, "put it back")
                 self._db = sqlite3.connect(file, timeout=disk.BUSY_SECONDS, isolation_level=None, check_same_thread=False)
                 self._open(self._db)
         except BaseException:
@@ -121,13 +128,14 @@ class DiskKeepsake:
         verdict = db.execute("PRAGMA quick_check(1)").fetchone()[0]
         if verdict != "ok":
             raise Unavailable(f"it is damaged: {verdict}", reason="STORE_CORRUPT")
-        db.execute("PRAGMA journal_mode = WAL")
-        db.execute("PRAGMA synchronous = FULL")
         (version,) = db.execute("PRAGMA user_version").fetchone()
         if version > SCHEMA:
             raise Unavailable("it was written by a later version", reason="STORE_TOO_NEW", schema=version)
-        if version == 0:
-            db.executescript(f"BEGIN IMMEDIATE;\n{TABLES}\nPRAGMA user_version = {SCHEMA};\nCOMMIT;")
+        (mode,) = db.execute("PRAGMA journal_mode = TRUNCATE").fetchone()  # the first versions had a write-ahead log
+        if mode != "truncate":
+            raise Unavailable("it cannot have a rollback journal", reason="STORE_FAILED")
+        db.execute("PRAGMA synchronous = FULL")
+        disk.check_schema(db, TABLES)
 
     def _connection(self) -> sqlite3.Connection:
         if self._db is None:

@@ -254,7 +254,9 @@ class SqliteStore(Writer):
         else:
             os.makedirs(os.path.dirname(self._path), mode=0o700, exist_ok=True)
             self._lock = disk.lock_file(self._path + ".lock")
+            disk.create(self._path, disk.NEW)
             disk.private(self._path)
+            disk.refuse_emptied(self._path)
             with contextlib.closing(disk.connect(self._path, plain=True)) as db:
                 disk.examine(db)
                 self._tail.check()

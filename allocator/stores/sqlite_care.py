@@ -75,6 +75,7 @@ def restore(source: str, path: str, *, replace: bool = False) -> str:
 
 def _copy(path: str, target: str) -> None:
     """Everything that is committed, read and not written; what the log no longer holds is missed, and told."""
+    disk.refuse_emptied(path)
     tail = disk.Tail(os.path.realpath(path))
     try:
         with words.told(), contextlib.closing(disk.connect(path, read_only=True)) as db:

@@ -18,6 +18,7 @@ APPLICATION_ID = 0x616C6C6F
 PAGE_BYTES = 1024  # nonces are random: nearly each outcome changes a page of its own, and a commit writes whole pages
 RESERVE_BYTES = 4 << 20
 BUSY_SECONDS = 2.0
+NEW = f"PRAGMA page_size = {PAGE_BYTES}; PRAGMA journal_mode = WAL;"  # what a new store begins with: one page
 HEAD_BYTES = 48  # of the index of a write-ahead log
 
 
@@ -29,7 +30,7 @@ def connect(path: str, *, read_only: bool = False, plain: bool = False) -> sqlit
         for pragma in ("trusted_schema = 0", "cell_size_check = 1", "mmap_size = 0", "foreign_keys = 1", "temp_store = 2"):
             db.execute(f"PRAGMA {pragma}")
         if not (read_only or plain):
-            db.execute(f"PRAGMA page_size = {PAGE_BYTES}")  # heeded in a new file only
+            db.execute(f"PRAGMA page_size = {PAGE_BYTES}")  # heeded in memory only: a file has its size
             (mode,) = db.execute("PRAGMA journal_mode = WAL").fetchone()
             if mode != "wal" and path != MEMORY:
                 raise Unavailable(f"{path} cannot have a write-ahead log; a local file system is needed", reason="STORE_FAILED")
@@ -39,6 +40,35 @@ def connect(path: str, *, read_only: bool = False, plain: bool = False) -> sqlit
         db.close()
         raise
     return db
+
+
+def create(path: str, script: str) -> None:
+    """Where there is no file, make one with what `script` writes into it: whole under its name, or not there.
+
+    Raises Unavailable when a log is left of one that is gone: it would be read into the new file.
+    """
+    if os.path.lexists(path):
+        return
+    left = [name for name in (f"{path}-wal", f"{path}.tail") if os.path.exists(name) and os.path.getsize(name)]
+    if left:
+        raise words.damaged(
+            f"{path} is gone, and {left[0]} is left of it: put the file back, or a backup in its place;"
+            f" to begin anew, remove {' and '.join(left)}"
+        )
+    new = f"{path}.new"
+    for rest in ("", "-journal", "-wal", "-shm"):  # of an attempt that was broken off
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(new + rest)
+    private(new)
+    with contextlib.closing(sqlite3.connect(new, isolation_level=None)) as db:
+        db.executescript(script)
+    os.rename(new, path)
+
+
+def refuse_emptied(path: str, backup: str = "put a backup in its place with `allocator db restore BACKUP FILE --yes`") -> None:
+    """Raise Unavailable for a file without a byte in it: SQLite would take it for a new one, and throw its log away."""
+    if os.path.isfile(path) and not os.path.getsize(path):
+        raise words.damaged(f"{path} is empty, and what was in it is gone: {backup}, or remove the file to begin anew")
 
 
 def examine(db: sqlite3.Connection) -> None:
@@ -82,10 +112,16 @@ def migrate(db: sqlite3.Connection, path: str) -> None:
             raise
 
 
-def check_schema(db: sqlite3.Connection) -> None:
-    """Raise Unavailable unless everything that the migrations made is there in their words: one changed letter makes a table read empty."""
+def check_schema(db: sqlite3.Connection, script: str | None = None) -> None:
+    """Raise Unavailable unless everything that the migrations (or `script`) made is there in their words.
+
+    One changed letter makes a table read empty.
+    """
     with contextlib.closing(sqlite3.connect(MEMORY, isolation_level=None)) as fresh:
-        migrate(fresh, MEMORY)
+        if script is None:
+            migrate(fresh, MEMORY)
+        else:
+            fresh.executescript(script)
         if not set(fresh.execute(_SCHEMA)) <= set(db.execute(_SCHEMA)):
             raise words.altered()
 
@@ -163,10 +199,9 @@ class Tail:
             if self._index < 0:  # kept open: closing it would let go of SQLite's locks
                 self._index = os.open(self._index_path, os.O_RDONLY | os.O_CLOEXEC)
             os.pwrite(self._open(), os.pread(self._index, HEAD_BYTES, 0), 0)
-        except OSError:  # an old note would accuse a log that is whole
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(self._path)
-            self.close()
+        except OSError:  # half a note would accuse a log that is whole; an old one accuses none, so it may stay where it cannot go
+            with contextlib.suppress(OSError):
+                self._drop()
 
     def check(self) -> None:
         """With the log's index made, before the log is moved. Raises Unavailable when the log ends before the note."""
@@ -195,12 +230,8 @@ class Tail:
         try:
             os.ftruncate(self._open(), 0)
             os.fsync(self._file)
-        except OSError:  # the index stays open: closing it would let go of SQLite's locks
-            if self._file >= 0:
-                os.close(self._file)
-                self._file = -1
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(self._path)
+        except OSError:
+            self._drop()
 
     def close(self) -> None:
         """After the connections are closed."""
@@ -208,6 +239,14 @@ class Tail:
             if file >= 0:
                 os.close(file)
         self._file = self._index = -1
+
+    def _drop(self) -> None:
+        """Remove the note. The index stays open: closing it would let go of SQLite's locks."""
+        file, self._file = self._file, -1
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self._path)
+        if file >= 0:
+            os.close(file)
 
     def _open(self) -> int:
         if self._file < 0:

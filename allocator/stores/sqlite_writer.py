@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from allocator.core.audit import GENESIS, AuditEntry
-from allocator.errors import AllocatorError
+from allocator.errors import AllocatorError, Unavailable
 from allocator.ports import Counted, ExposureRow, OutcomeRow, Save, Settle
 from allocator.stores import rules
 from allocator.stores import sqlite_file as disk
@@ -77,7 +77,10 @@ class Writer:
                 group.append(work)
                 rows += len(work)
             if group:
-                self._carry_out(group)
+                try:
+                    self._carry_out(group)
+                except BaseException as exc:  # without this thread nothing is ever written again, and its callers wait for ever
+                    self._break_off(group, exc)
 
     def _carry_out(self, group: list[Work]) -> None:
         adds = [work for work in group if isinstance(work, Add | Grant)]
@@ -95,6 +98,16 @@ class Writer:
         _tell([*adds, *saves], failure)
         if self._log_bytes() > LOG_BYTES:
             self._checkpoint()
+
+    def _break_off(self, group: list[Work], fault: BaseException) -> None:
+        """Tell those who were not told yet, after a fault that nobody foresaw. Outcomes may be sent again, saves looked up."""
+        log.error("a commit broke off in an unexpected way", exc_info=fault)
+        self._roll_back()
+        for work in group:
+            if not work.future.done():
+                told = Unavailable(f"the store failed, and nobody knows whether it was written: {fault!r:.200}", reason="STORE_FAILED")
+                told.__cause__ = fault
+                work.future.set_exception(told)
 
     def _commit(self, adds: list[Add | Grant], saves: list[Saves | Deed]) -> Exception | None:
         """All of it in one transaction. The answers are left with the works. Returns why nothing of it was written, or None."""
@@ -122,8 +135,9 @@ class Writer:
                 self._writer.execute("ROLLBACK")
         except sqlite3.Error:
             log.warning("a transaction could not be rolled back; its connection is given up", exc_info=True)
-            self._writer.close()
-            self._writer = None  # the reader keeps the index of the log alive: nothing uncommitted comes back
+            given_up, self._writer = self._writer, None  # the reader keeps the index of the log alive: nothing uncommitted comes back
+            with contextlib.suppress(sqlite3.Error):
+                given_up.close()
 
     def _isolate(self, step: Callable[[list[W]], None], works: list[W]) -> None:
         """Take one step for all works; when that is refused, one for each, and leave a refused one the refusal as its answer."""

@@ -239,6 +239,42 @@ def test_kinds_of_decisions_beyond_a_limit_are_forgotten_without_losing_a_count(
     assert not decider._memories[entry.uid].forms
 
 
+@pytest.mark.parametrize("case", ["sticky", "drawn for each request", "segments"])
+def test_what_a_store_refuses_again_and_again_is_held_once_for_each_cell_and_loses_no_count(case):
+    changes, attributes, _ = ENTRIES[case]
+    entry, rng = entry_with(**changes), random.Random(6)
+    refused, stored = Decider(KEY, life=7), Decider(KEY, life=7)
+    for number in range(600):
+        unit, nonce, now = b"unit-%d" % rng.randrange(80), rng.randbytes(8), START + number / 10
+        for decider in (refused, stored):
+            decider.decide(entry, unit, attributes, now, nonce)
+        taken = refused.take()
+        assert len(taken) <= 3 * (1 + number // 300), "three arms in each bucket"
+        refused.give_back(taken)
+    assert sorted(refused.take()) == sorted(stored.take())
+    assert refused.take() == []
+
+
+def test_of_what_was_given_back_as_much_is_taken_at_once_as_a_report_can_carry_and_the_rest_in_turn(monkeypatch):
+    monkeypatch.setattr(decider_module, "RETURNED_AT_ONCE", 4)
+    decider, entry = Decider(KEY), entry_with(bucket_seconds=1.0)
+    for number in range(60):
+        decider.decide(entry, b"unit-%d" % number, {}, START + number, number.to_bytes(8, "big"))
+    everything = decider.take()
+    assert len(everything) == 180  # three arms, each in its second
+    decider.give_back(everything)
+    for _ in range(3):
+        taken = decider.take()
+        assert len(taken) == 4
+        decider.give_back(taken)
+    found = []
+    while taken := decider.take():
+        assert len(taken) <= 4
+        found += taken
+    assert sorted(found) == sorted(everything)
+    assert found[:4] == everything[12:16], "those that were tried wait behind those that were not"
+
+
 def test_an_unknown_reason_from_a_newer_planner_is_an_incumbent_all_the_same():
     decision = Decider(KEY).decide(entry_with(only=(0, 77)), b"unit", {}, START, bytes(8))
     assert (decision.arm, decision.reason) == ("a", Reason.INCUMBENT_ONLY)

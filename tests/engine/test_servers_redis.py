@@ -10,13 +10,14 @@ import pytest
 from allocator.core.lifecycle import State
 from allocator.core.outcome import Outcome
 from allocator.engine.engine import Engine
-from allocator.errors import AllocatorError, Refused, Unavailable
+from allocator.errors import AllocatorError, Overloaded, Refused, Unavailable
 from allocator.ports import SystemClock, SystemEntropy
 from allocator.stores.keepsake import DiskKeepsake
 from allocator.stores.redis import RedisStore
 from tests.conftest import two_arms
 from tests.processes import until
 from tests.redis_servers import Node
+from tests.stores.test_redis import needs_flags
 
 DEADLINE = 20.0
 
@@ -113,3 +114,26 @@ def test_a_redis_that_is_killed_and_comes_back_with_its_data_needs_nobody(node, 
     assert not a.keeper.lost
     assert not b.keeper.lost
     assert {r.status.value for r in b.ingest.report([Outcome(decision.id, 1.0, {"error": 0.0})])} == {"ACCEPTED"}
+
+
+def test_a_full_redis_stops_the_counting_and_neither_the_planning_nor_a_freeze(node, start):
+    needs_flags(node)
+    a, b = start("a"), start("b")
+    a.commands.apply(two_arms(), actor="ann")
+    a.commands.start("ranker", actor="ann")
+    until(lambda: "default/ranker" in b.live.snapshot.entries and reason(b) == "ALLOCATED", "no weights")
+    decision = decide(b)
+    node.ask("CONFIG", "SET", "maxmemory", "1")
+    full = a.clock.monotonic()
+    with pytest.raises(Overloaded):
+        b.ingest.report([Outcome(decision.id, 1.0, {"error": 0.0})])
+    until(lambda: min(a.live.confirmed, b.live.confirmed) > full, "the planner's term is not renewed")
+    a.planner.stop()
+    until(b.term.in_force, "nobody took over")
+    over = b.clock.monotonic()
+    until(lambda: b.live.confirmed > over, "the new planner cannot plan")
+    assert reason(b) == "ALLOCATED"
+    assert a.commands.freeze("ranker", actor="ann", reason="errors are up").status.reason == "errors are up"  # not kept: stored
+    until(lambda: reason(b) == "FROZEN", "the freeze did not reach the other server")
+    node.ask("CONFIG", "SET", "maxmemory", "0")
+    assert [r.status.value for r in b.ingest.report([Outcome(decision.id, 1.0, {"error": 0.0})])] == ["ACCEPTED"]

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from allocator.core.decision_id import read
 from allocator.core.experiment import Arm, BreachAction, Guardrail
 from allocator.core.lifecycle import State
-from allocator.errors import NotFound, Unavailable
+from allocator.engine import keeper
+from allocator.errors import NotFound, Overloaded, Unavailable
+from allocator.ports import Kept, Save
 from tests.conftest import two_arms
 from tests.engine.fleet import Fleet
 
@@ -117,6 +121,144 @@ def test_a_resume_at_the_server_that_keeps_the_freeze_takes_it_back(fleet):
     fleet.tick(seconds=1)
     assert fleet.store.record("default/ranker").status.state is State.RUNNING
     assert fleet.reasons("a") == {"ALLOCATED"}
+
+
+def test_a_kept_freeze_stays_when_another_takes_its_place_while_the_store_is_found_to_have_the_first(fleet, monkeypatch):
+    """Between the look at the store and letting go: the store's freeze is resumed, and this server freezes again without the store."""
+    a, b = fleet.engines["a"], fleet.engines["b"]
+    cut(fleet, "a")
+    a.commands.freeze("ranker", actor="ann", reason="one")
+    b.commands.freeze("ranker", actor="ben", reason="two")
+    cut(fleet, "a", now=False)
+    compared = keeper.latched
+
+    def meanwhile(stored, pending):
+        monkeypatch.setattr(keeper, "latched", compared)
+        after = compared(stored, pending)
+        assert after == stored  # the store has it
+        b.planner.tick()
+        b.commands.resume("ranker", actor="ben", reason="looked")
+        cut(fleet, "a")
+        a.commands.freeze("ranker", actor="ann", reason="three")
+        cut(fleet, "a", now=False)
+        return after
+
+    monkeypatch.setattr(keeper, "latched", meanwhile)
+    fleet.tick("a")
+    assert keeper.latched is compared, "the moment came"
+    kept = reopened(fleet, "a")
+    assert [held.record.status.reason[:5] for held in kept.pending] == ["three"]
+    for _ in range(3):
+        fleet.tick(seconds=1)
+    assert fleet.store.record("default/ranker").status.state is State.FROZEN
+    assert fleet.arms("a") == fleet.arms("b") == {"old"}
+    assert a.registry.held == {}
+    assert reopened(fleet, "a").pending == ()
+
+
+def test_a_freeze_kept_while_an_earlier_one_is_let_go_of_stays_on_the_disk(fleet):
+    """The store took the first; before the disk lets go of it, the store is gone and a second one is kept."""
+    a = fleet.engines["a"]
+    cut(fleet, "a")
+    a.commands.freeze("ranker", actor="ann", reason="one")
+    cut(fleet, "a", now=False)
+    let_go = a.registry.released
+
+    def meanwhile(names):
+        a.registry.released = let_go
+        cut(fleet, "a")
+        a.commands.freeze("ranker", actor="ann", reason="two")
+        let_go(names)
+
+    a.registry.released = meanwhile
+    fleet.tick("a", seconds=2)
+    assert a.registry.released == let_go, "the moment came"
+    fleet.tick("a", seconds=2)
+    assert [held.record.status.reason[:3] for held in reopened(fleet, "a").pending] == ["two"]
+    fleet.kill("a")
+    fleet.start("a", cut=True)
+    assert fleet.arms("a") == {"old"}
+
+
+def reopened(fleet: Fleet, name: str) -> Kept:
+    """What a server's disk holds, as the next process would find it."""
+    return fleet.engines[name]._keepsake.load()
+
+
+# Its own disk
+
+
+def test_a_plan_that_is_told_late_does_not_take_a_later_freeze_from_the_servers_own_disk(fleet):
+    """The planner has stored its plan when a person freezes, and comes to tell the keeper of it only afterwards."""
+    a = fleet.engines["a"]
+    note = a.keeper.note
+    older = []
+
+    def late(records):
+        a.registry.changed = note
+        older.append(fleet.kept_copy())
+        frozen = a.commands.freeze("ranker", actor="ann", reason="an incident")
+        assert frozen.version > records[0].version
+        note(records)
+
+    a.registry.changed = late
+    fleet.report("a", [fleet.decide("a") for _ in range(60)], error=0.0)
+    fleet.tick("a", seconds=2)
+    for _ in range(3):
+        assert [(kept.status.state, kept.status.reason) for kept in reopened(fleet, "a").records] == [(State.FROZEN, "an incident")]
+        fleet.tick("a", seconds=2)
+    fleet.kill("a")
+    fleet.store = older[0]  # as Redis may come back, from its last dump
+    fleet.start("a")
+    for _ in range(3):
+        fleet.tick("a", seconds=1)
+    assert fleet.arms("a") == {"old"}
+    assert fleet.engines["a"].keeper.lost
+
+
+def test_a_freeze_that_the_store_took_and_the_servers_own_disk_did_not_is_answered_so(fleet):
+    a = fleet.engines["a"]
+    keep = a._keepsake.keep
+
+    def full(*_, **__):
+        raise Overloaded("the disk is full; nothing was written", reason="STORE_FULL")
+
+    a._keepsake.keep = full
+    for _ in range(2):
+        with pytest.raises(Unavailable, match=r"is frozen, and the store has it, but .* cannot remember it.*the disk is full") as told:
+            a.commands.freeze("ranker", actor="ann", reason="errors are up")
+        assert told.value.reason == "FREEZE_NOT_KEPT"
+    assert fleet.arms("a") == {"old"}
+    assert fleet.store.record("default/ranker").status.state is State.FROZEN
+    assert reopened(fleet, "a").records[0].status.state is State.RUNNING
+    a._keepsake.keep = keep
+    fleet.tick("a", seconds=1)  # by itself
+    assert reopened(fleet, "a").records[0].status.state is State.FROZEN
+    assert a.commands.freeze("ranker", actor="ann", reason="to be sure").status.state is State.FROZEN
+
+
+def test_what_is_accepted_from_the_store_is_what_the_servers_own_disk_remembers(fleet):
+    """Another server reconciled, and an experiment of the same name is another one now."""
+    a = fleet.engines["a"]
+    known = a.registry.get("ranker")
+    another = replace(known, uid="00112233aabbccdd", version=1, digest="")
+    fleet.store = fleet.new_store()
+    fleet.store.save([Save(another, None)])
+    a.registry.accept([known.name])
+    assert [kept.uid for kept in reopened(fleet, "a").records] == [another.uid]
+
+
+def test_what_was_granted_is_remembered_at_its_largest_whatever_is_heard_later(tmp_path):
+    fleet = Fleet(tmp_path)
+    a = fleet.start("a")
+    fleet.run("a", two_arms())
+    uid = a.registry.get("ranker").uid
+    for amount in (5, 9, 7):  # of threads that asked the store one after another, and tell in another order
+        a.keeper.note_granted(uid, {(1, "requests"): amount})
+    fleet.store = fleet.new_store()
+    fleet.tick("a", seconds=1)
+    a.commands.reconcile(actor="ann", reason="the disk was replaced")
+    assert fleet.store.granted(uid) == {(1, "requests"): 9}
 
 
 def test_a_plan_under_way_does_not_undo_a_freeze_that_the_store_has_not_got(fleet):

@@ -1,5 +1,7 @@
 """Every write of a small workload fails once, or the process dies in it; and what was acknowledged is there all the same.
 
+Two workloads: a store that counts and freezes, and what a server keeps on its own disk.
+
 strace lets the Nth call of one kind fail or kills the process in it, for N = 1, 2, ... until a whole workload ran without coming to its Nth
 call. strace counts for each thread by itself, so the thread that opens and the one that writes are both put through it. Afterwards
 the file is opened as if nothing had happened, asked again for everything, and read with plain sqlite3. The default run takes a
@@ -20,14 +22,15 @@ import pytest
 
 from allocator.core.lifecycle import State, Status
 from allocator.errors import AllocatorError
-from allocator.ports import Counted, OutcomeRow, Save
+from allocator.ports import Counted, OutcomeRow, Pending, Save
 from allocator.stores import sqlite_writer
+from allocator.stores.keepsake import DiskKeepsake
 from allocator.stores.sqlite import SqliteStore
 from tests.faults import checker
 from tests.stores.conftest import entry, outcome, record
 
 ROOT = Path(__file__).parents[2]
-BATCHES = 6
+BATCHES, FREEZES = 6, 5
 LARGEST = 400  # more calls of a kind than any workload makes
 FAULTS = {
     "killed in a write": ("pwrite64", "signal=KILL", "{}"),
@@ -80,11 +83,42 @@ def work(path: str) -> None:
     said("close")
 
 
-def traced(path: Path, call: str, fault: str, when: str) -> tuple[dict[str, bool], bool]:
+def keep(path: str) -> None:
+    """What the other child does: freezes kept one by one, each with another record, told when they are acknowledged."""
+    try:
+        keepsake = DiskKeepsake(path)
+        keepsake.belong("life", (), b"k" * 32)
+    except AllocatorError:
+        return
+    for number in range(FREEZES):
+        try:
+            keepsake.keep([record(f"e{number}")], {f"default/e{number}": held(number)})
+        except AllocatorError:
+            print(number, "refused", flush=True)
+        else:
+            print(number, "ok", flush=True)
+    keepsake.close()
+    print("close", "ok", flush=True)
+
+
+def held(number: int) -> Pending:
+    return Pending(record(f"e{number}", status=Status(State.FROZEN, freeze_epoch=1)), entry("freeze"))
+
+
+def remembered(path: Path, said: dict[str, bool]) -> None:
+    """Every freeze that was acknowledged is there, and none is there by half."""
+    with contextlib.closing(DiskKeepsake(path)) as keepsake:
+        found = keepsake.load()
+    assert {number for number in range(FREEZES) if said.get(str(number))} <= {int(kept.record.name[9:]) for kept in found.pending}
+    assert {kept.record.name for kept in found.pending} == {kept.name for kept in found.records}
+    assert all(kept == held(int(kept.record.name[9:])) for kept in found.pending)
+
+
+def traced(path: Path, call: str, fault: str, when: str, workload: str = "work") -> tuple[dict[str, bool], bool]:
     """Run the child with a fault. What it said of each step, and whether the fault came about."""
     trace = path.parent / "trace"
     command = ["strace", "-f", "-qq", "-o", str(trace), "-e", f"trace={call}", "-e", f"inject={call}:{fault}:when={when}"]
-    code = "import sys; from tests.faults.test_writes import work; work(sys.argv[1])"
+    code = f"import sys; from tests.faults.test_writes import {workload}; {workload}(sys.argv[1])"
     child = subprocess.run(
         [*command, sys.executable, "-c", code, str(path)],
         capture_output=True,
@@ -125,18 +159,19 @@ def examine(path: Path, said: dict[str, bool]) -> None:
         assert checker.chain(audit) == []
 
 
-def put_through(tmp_path: Path, name: str, every: int) -> int:
+def put_through(tmp_path: Path, name: str, every: int, workload: str = "work") -> int:
     """Each Nth call, until none is the Nth. Returns how many came about."""
     if shutil.which("strace") is None:
         pytest.skip("strace is not installed")
     call, fault, when = FAULTS[name]
+    look, steps = (examine, [*map(str, range(BATCHES)), "open", "freeze"]) if workload == "work" else (remembered, map(str, range(FREEZES)))
     for came, number in enumerate(range(1, LARGEST, every)):
         path = tmp_path / f"{number}" / "store.db"
         path.parent.mkdir()
-        said, happened = traced(path, call, fault, when.format(number))
-        examine(path, said)
+        said, happened = traced(path, call, fault, when.format(number), workload)
+        look(path, said)
         if not happened:
-            assert said == dict.fromkeys((*map(str, range(BATCHES)), "open", "freeze", "close"), True)
+            assert said == dict.fromkeys((*steps, "close"), True)
             return came
         shutil.rmtree(path.parent)
     raise AssertionError(f"still {call} number {LARGEST}: the workload grew")
@@ -149,10 +184,16 @@ def test_a_failing_write_loses_nothing_that_was_acknowledged(tmp_path, name):
     assert came > 0
 
 
+@pytest.mark.parametrize("name", ["killed in a write", "killed in a sync", "a sync fails once"])
+def test_a_failing_write_forgets_no_freeze_that_a_server_keeps_on_its_own_disk(tmp_path, name):
+    assert put_through(tmp_path, name, {"pwrite64": 31, "fdatasync": 13}[FAULTS[name][0]], "keep") > 0
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1_800)
+@pytest.mark.parametrize("workload", ["work", "keep"])
 @pytest.mark.parametrize("name", FAULTS)
-def test_every_failing_write_loses_nothing_that_was_acknowledged(tmp_path, name):
-    came = put_through(tmp_path, name, every=1)
+def test_every_failing_write_loses_nothing_that_was_acknowledged(tmp_path, name, workload):
+    came = put_through(tmp_path, name, 1, workload)
     print(f"\n{name}: each of {came} calls put through it, lost 0")
-    assert came > 5
+    assert came > 4

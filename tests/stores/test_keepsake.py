@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+import shutil
 import sqlite3
 import stat
 import subprocess
@@ -107,22 +108,70 @@ def test_an_altered_row_is_refused(path, change):
     assert told.value.reason == "STORE_CORRUPT"
 
 
-def test_a_flipped_byte_is_refused_or_changes_nothing(path):
-    with contextlib.closing(DiskKeepsake(path)) as keepsake:
-        keepsake.belong("e", (), b"k")
-        keepsake.keep([record(status=FROZEN)], {"default/ranker": Pending(record(), entry())}, {UID: {(1, "requests"): 7}})
-    whole = reopened(path)
-    file = path / FILE
-    content = file.read_bytes()
-    rng = random.Random(7)
-    refused = 0
-    for _ in range(150):
-        place = rng.randrange(len(content))
-        file.write_bytes(content[:place] + bytes([content[place] ^ 1 << rng.randrange(8)]) + content[place + 1 :])
-        for rest in ("-wal", "-shm"):
-            Path(f"{file}{rest}").unlink(missing_ok=True)
+def full(path: Path) -> DiskKeepsake:
+    """An open keepsake in which the freeze was the last to be acknowledged."""
+    keepsake = DiskKeepsake(path)
+    keepsake.belong("e", (), b"k" * 32)
+    keepsake.keep([record(status=Status(state=State.RUNNING)), record("b")], granted={UID: {(1, "requests"): 7}})
+    keepsake.keep(pending={"default/ranker": Pending(record(status=FROZEN), entry())})
+    return keepsake
+
+
+@pytest.mark.parametrize("end", ["killed", "closed"])
+def test_no_flipped_bit_is_believed_whether_the_process_was_killed_or_closed_the_file(path, tmp_path, end):
+    with contextlib.closing(full(path)) as keepsake:
+        truth = keepsake.load()
+        if end == "closed":
+            keepsake.close()
+        files = {file.name: file.read_bytes() for file in path.iterdir() if not file.name.endswith((".lock", "-shm"))}
+    rng, reasons = random.Random(7), []
+    for number in range(400):
+        (name,) = rng.choices(list(files), [len(content) for content in files.values()])
+        changed = bytearray(files[name])
+        changed[rng.randrange(len(changed))] ^= 1 << rng.randrange(8)
+        copy = tmp_path / str(number)
+        copy.mkdir()
+        for file, content in {**files, name: bytes(changed)}.items():
+            (copy / file).write_bytes(content)
         try:
-            assert reopened(path) == whole
-        except AllocatorError:
-            refused += 1
-    assert refused > 0
+            assert reopened(copy) == truth
+        except AllocatorError as error:
+            reasons.append(error.reason)
+    assert len(reasons) > 30
+    assert set(reasons) <= {"STORE_CORRUPT", "STORE_FAILED", "STORE_TOO_NEW"}
+
+
+def test_what_is_acknowledged_is_in_the_file_itself_and_synced(path):
+    with contextlib.closing(full(path)) as keepsake:
+        pragma = [keepsake._db.execute(f"PRAGMA {name}").fetchone()[0] for name in ("journal_mode", "synchronous")]
+        assert pragma == ["truncate", 2]
+        shutil.copytree(path, path.parent / "copy")
+    (path.parent / "copy" / f"{FILE}-journal").unlink()
+    assert reopened(path.parent / "copy") == reopened(path)
+
+
+def test_a_file_that_was_emptied_or_lost_a_table_is_refused(path):
+    full(path).close()
+    whole = (path / FILE).read_bytes()
+    (path / FILE).write_bytes(b"")
+    with pytest.raises(Unavailable, match=r"is empty, and what was in it is gone: put it back, or remove the file.*forgets") as told:
+        reopened(path)
+    assert told.value.reason == "STORE_CORRUPT"
+    (path / FILE).write_bytes(whole)
+    with contextlib.closing(sqlite3.connect(path / FILE)) as db:
+        db.execute("ALTER TABLE pending RENAME TO pendimg")
+    with pytest.raises(Unavailable) as told:
+        reopened(path)
+    assert told.value.reason == "STORE_CORRUPT"
+
+
+def test_a_file_with_a_write_ahead_log_of_an_earlier_version_is_taken_over_with_all_that_is_in_the_log(path):
+    full(path).close()
+    code = (
+        "import os, sqlite3, sys; db = sqlite3.connect(sys.argv[1]); db.execute('PRAGMA journal_mode = WAL');"
+        "db.execute('DELETE FROM records WHERE name = ?', ('default/b',)); db.commit(); os._exit(9)"
+    )
+    subprocess.run([sys.executable, "-c", code, str(path / FILE)], check=False)
+    assert (path / f"{FILE}-wal").stat().st_size > 0
+    assert [found.name for found in reopened(path).records] == ["default/ranker"]
+    assert not (path / f"{FILE}-wal").exists()

@@ -9,16 +9,19 @@ from __future__ import annotations
 import contextlib
 import logging
 import re
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+import redis
 
 from allocator.core.audit import first_broken
+from allocator.core.lifecycle import State, Status
 from allocator.core.record import Cell
 from allocator.errors import AlreadyExists, Conflict, Overloaded, Unavailable
 from allocator.ports import Contribution, Counted, OutcomeRow, Save, Settle
-from allocator.stores.redis import RedisStore, saving
+from allocator.stores.redis import RedisStore, link, saving
 from allocator.stores.redis.link import Breaker, Call, Link
 from tests.faults.proxy import Proxy
 from tests.redis_servers import Node, until
@@ -125,7 +128,7 @@ def test_a_server_that_failed_is_left_alone_but_for_a_probe_at_a_time(open_, url
     store.add([outcome(0)])
     failed: list[object] = []
     fail = Breaker.fail
-    monkeypatch.setattr(Breaker, "fail", lambda breaker: failed.append(breaker) or fail(breaker))
+    monkeypatch.setattr(Breaker, "fail", lambda breaker, why=None: failed.append(breaker) or fail(breaker, why))
     proxy.black_hole()
 
     def attempt(number: int) -> str:
@@ -185,6 +188,53 @@ def test_a_store_does_not_hear_itself(open_, two):
     assert called.count == 1
 
 
+@pytest.fixture
+def three_sentinels(monkeypatch) -> Iterator[Callable[[Callable[[], dict]], link.Sentinels]]:
+    """Three Sentinels, each of which answers what a function says; let go at the end."""
+
+    def make(answer: Callable[[], dict]) -> link.Sentinels:
+        monkeypatch.setattr(redis.Redis, "sentinel_masters", lambda _: answer())
+        return link.Sentinels([("127.0.0.1", port) for port in (1, 2, 3)], sentinel_kwargs={"socket_timeout": 0.05})
+
+    return make
+
+
+def master(**state: object) -> dict:
+    alive = {"is_master": True, "is_sdown": False, "is_odown": False, "num-other-sentinels": 2}
+    return {"m": {"ip": "10.0.0.1", "port": 6379, **alive, **state}}
+
+
+def test_all_sentinels_are_asked_at_once(three_sentinels):
+    together = threading.Barrier(3)
+
+    def answer() -> dict:
+        together.wait(20)  # none answers before all were asked
+        return master()
+
+    sentinels = three_sentinels(answer)
+    sentinels.sentinel_kwargs["socket_timeout"] = 20
+    assert sentinels.discover_master("m") == ("10.0.0.1", 6379)
+
+
+def test_silent_sentinels_cost_one_timeout_and_one_that_answers_is_enough(three_sentinels):
+    end = threading.Event()
+    try:
+        with pytest.raises(redis.ConnectionError, match="3 of 3 Sentinels are silent"):
+            three_sentinels(lambda: end.wait() and {}).discover_master("m")
+        first = iter([master()])
+        sentinels = three_sentinels(lambda: next(first, None) or (end.wait() and {}))
+        sentinels.sentinel_kwargs["socket_timeout"] = 20
+        assert sentinels.discover_master("m") == ("10.0.0.1", 6379)
+    finally:
+        end.set()
+
+
+@pytest.mark.parametrize("state", [{"is_sdown": True}, {"is_odown": True}, {"is_master": False}], ids=str)
+def test_a_master_that_is_down_or_none_is_not_taken_from_a_sentinel(three_sentinels, state):
+    with pytest.raises(redis.ConnectionError, match="knows no master 'm' in force"):
+        three_sentinels(lambda: master(**state)).discover_master("m")
+
+
 # The server's settings
 
 
@@ -198,6 +248,66 @@ def test_a_server_that_evicts_is_refused_until_it_does_not(open_, tmp_path, poli
         assert server.ask("DBSIZE") == 0
         server.ask("CONFIG", "SET", "maxmemory-policy", "noeviction")
         until(lambda: _is(store.add, [outcome(1)], [ACCEPTED]), "the store is taken")
+
+
+def test_an_evicting_policy_that_is_set_while_the_store_is_in_use_is_noticed_at_a_look_and_said_to_everybody(open_, tmp_path, monkeypatch):
+    monkeypatch.setattr(link, "INSPECT_SECONDS", 0.0)
+    with Node(tmp_path) as server:
+        store = open_(server.url)
+        assert store.add([outcome(1)]) == [ACCEPTED]
+        server.ask("CONFIG", "SET", "maxmemory-policy", "allkeys-lru")
+        for call in (lambda: store.news(0), *[lambda: store.add([outcome(2)]), lambda: store.records()] * 3):
+            with pytest.raises(Unavailable, match=r"maxmemory-policy allkeys-lru.*set noeviction") as caught:
+                call()
+            assert (caught.value.reason, caught.value.metadata) == ("STORE_EVICTS", {"policy": "allkeys-lru"})
+        server.ask("CONFIG", "SET", "maxmemory-policy", "noeviction")
+        until(lambda: _is(store.add, [outcome(2)], [ACCEPTED]), "the store is taken again")
+
+
+def test_a_look_at_the_settings_costs_a_question_every_few_seconds_and_warns_once(open_, tmp_path, monkeypatch, caplog):
+    inspected: list[str] = []
+    judge = Link._judge
+    monkeypatch.setattr(Link, "_judge", lambda link, place, *found: inspected.append(place) or judge(link, place, *found))
+    with Node(tmp_path, appendonly="no") as server, caplog.at_level(logging.WARNING):
+        store = open_(server.url)
+        for number in range(20):
+            store.news(0)
+            store.add([outcome(number)])
+        assert len(inspected) == 1
+        monkeypatch.setattr(link, "INSPECT_SECONDS", 0.0)
+        for number in range(20, 40):
+            store.add([outcome(number)])
+        assert len(inspected) == 1, "those that somebody waits for never ask"
+        for _ in range(3):
+            store.news(0)
+        assert len(inspected) == 4
+        assert caplog.text.count("does not append to a file") == 1
+
+
+def test_a_server_that_comes_back_evicting_is_refused_before_it_is_used(open_, tmp_path):
+    with Node(tmp_path) as server:
+        store = open_(server.url)
+        store.add([outcome(1)])
+        server.kill()
+        server.options["maxmemory-policy"] = "allkeys-lru"
+        server.start()
+        for number in range(2, 50):  # the first finds its connection dead, and another server behind the next
+            with pytest.raises(Unavailable) as caught:
+                store.add([outcome(number)])
+            assert caught.value.reason == "STORE_EVICTS"
+        assert [server.ask("HLEN", key) for key in keys_of(server, store, ":seen:*")] == [1]
+
+
+def test_a_server_that_was_started_again_between_two_calls_counts_as_an_outage(open_, tmp_path):
+    """redis-py connects again by itself: no call fails, and yet the server may have come back as it was an hour ago."""
+    with Node(tmp_path) as server:
+        store = open_(server.url)
+        store.save([Save(record(), None)])
+        mark = store.news(0).mark
+        assert store.news(mark).names == ()
+        server.restart()
+        store.news(mark)
+        assert store.news(mark).names == ("default/ranker",), "after an outage everything is compared"
 
 
 def test_the_policy_is_found_where_config_is_forbidden(open_, tmp_path):
@@ -215,23 +325,85 @@ def test_a_server_that_keeps_nothing_on_disk_is_warned_of(open_, tmp_path, caplo
         assert ("does not append to a file" in caplog.text) == (append == "no")
 
 
-def test_a_full_server_refuses_and_recovers_by_itself(open_, tmp_path):
+def test_a_full_server_refuses_outcomes_and_budgets_takes_saves_and_terms_and_recovers_by_itself(open_, tmp_path):
     with Node(tmp_path) as server:
-        store = open_(server.url)
+        needs_flags(server)
+        store, other = open_(server.url), open_(server.url)
         store.add([outcome(1)])
-        store.put("token", "ann", "1")
+        assert store.save([Save(record(), None)]) == [None]
+        term = store.lead("store", 60)
         server.ask("CONFIG", "SET", "maxmemory", "1")
-        for call in (
-            lambda: store.add([outcome(2)]),
-            lambda: store.save([Save(record(), None)]),
-            lambda: store.grant(UID, 1, "requests", 1, 1),
-        ):
+        for call in (lambda: store.add([outcome(2)]), lambda: store.grant(UID, 1, "requests", 1, 1)):
             with pytest.raises(Overloaded) as caught:
                 call()
             assert caught.value.reason == "STORE_FULL"
         assert len(store.cells(UID)) == 1  # reading goes on
+        beat = other.news(0).beat
+        assert store.lead("store", 60) == term
+        assert other.news(0).beat > beat
+        assert store.save([Save(record(version=2, status=Status(State.FROZEN)), 1, (entry("freeze"),))]) == [None]
+        store.put("token", "ann", "1")
+        store.resign("store")
+        later = other.lead("other", 60)
+        assert later > term
+        assert store.save([Save(record(version=3), 2)], term)[0].reason == "STALE_TERM"
+        assert other.save([Save(record(version=3, status=Status(State.FROZEN)), 2, settle=Settle(10))], later) == [None]
+        assert [found.entry.action for found in other.audit()] == ["freeze"]
         server.ask("CONFIG", "SET", "maxmemory", "0")
-        assert store.add([outcome(1), outcome(2)]) == [DUPLICATE, ACCEPTED]
+        assert store.add([outcome(2, bucket=11)]) == [ACCEPTED]
+
+
+def needs_flags(server: Node) -> None:
+    """Redis 7 or Valkey."""
+    version = server.ask("INFO", "server")["redis_version"]
+    if int(str(version).split(".")[0]) < 7:
+        pytest.skip(f"Redis {version} knows no flags of scripts")
+
+
+def test_a_server_that_knows_no_flags_of_scripts_gets_them_without(open_, tmp_path, monkeypatch):
+    """As Redis before 7 does: it takes the first line for Lua. Then a full one refuses saves and terms as well."""
+    read = link.read_scripts
+    monkeypatch.setattr(link, "read_scripts", lambda **how: {name: text.replace(b"#!lua", b"#!old") for name, text in read(**how).items()})
+    with Node(tmp_path) as server:
+        store, other = open_(server.url), open_(server.url)
+        exercise(store, other)
+        server.ask("SCRIPT", "FLUSH")
+        assert store.save([Save(record("late"), None)]) == [None]
+        server.ask("CONFIG", "SET", "maxmemory", "1")
+        for call in (lambda: store.save([Save(record("later"), None)]), lambda: store.lead("store", 60)):
+            with pytest.raises(Overloaded) as caught:
+                call()
+            assert caught.value.reason == "STORE_FULL"
+        server.ask("CONFIG", "SET", "maxmemory", "0")
+        assert store.lead("store", 60)
+
+
+def test_exposures_that_a_full_server_refused_are_counted_once_when_there_is_room(open_, tmp_path, caplog):
+    with Node(tmp_path) as server, caplog.at_level(logging.INFO):
+        store = open_(server.url)
+        store.add([], [exposure(decisions=1), exposure(decisions=2, uid=OTHER)])
+        server.ask("CONFIG", "SET", "maxmemory", "1")
+        for _ in range(3):
+            store.add([], [exposure(decisions=10), exposure(decisions=20, uid=OTHER)])
+        assert "did not get through" in caplog.text
+        assert "dropped" not in caplog.text
+        server.ask("CONFIG", "SET", "maxmemory", "0")
+        store.add([], [exposure(decisions=100)])
+        store.changed(0)
+        assert sums(store.cells(UID))[10, 1, 0, "_exposures"][0] == 131
+        assert sums(store.cells(OTHER))[10, 1, 0, "_exposures"][0] == 62
+        assert "are counted" in caplog.text
+
+
+def test_exposures_that_would_not_fit_into_a_sum_are_dropped_with_a_word_and_hold_up_no_others(open_, url, caplog):
+    store = open_(url)
+    big = exposure()._replace(cell=Cell(10, 1, 0, "r", 1, 2**62, 0, 0))
+    store.add([], [big])
+    with caplog.at_level(logging.ERROR):
+        store.add([], [big])
+        store.add([], [exposure(decisions=1)])
+    assert "are dropped" in caplog.text
+    assert sums(store.cells(UID)) == {(10, 1, 0, "r"): (1, 2**62, 0, 0), (10, 1, 0, "_exposures"): (1, 32_768, 0, 0)}
 
 
 def test_keys_of_another_program_are_not_touched(open_, url, redis_server):

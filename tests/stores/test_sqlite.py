@@ -462,6 +462,80 @@ def test_an_outcome_whose_fsync_failed_is_never_acknowledged(path, calls):
         )
 
 
+def test_a_note_of_the_log_that_can_be_neither_written_nor_removed_keeps_nobody_waiting(path, monkeypatch):
+    """The disk fails for a moment, and just where the end of the log is noted."""
+    killed = path.parent.parent / "killed"
+    killed.mkdir()
+    with opened(path) as store:
+        store.add([outcome(1)])
+        with monkeypatch.context() as failing:
+            failing.setattr(os, "pwrite", _fail)
+            failing.setattr(os, "unlink", _fail)
+            for number in (2, 3):
+                assert store.add([outcome(number)]) == [ACCEPTED]
+        for name in ("allocator.db", "allocator.db-wal", "allocator.db.tail"):
+            shutil.copy(path.parent / name, killed)
+        assert store.add([outcome(4)]) == [ACCEPTED]
+    with opened(killed / path.name) as store:
+        assert store.add([outcome(number) for number in range(1, 5)]) == [DUPLICATE] * 3 + [ACCEPTED]
+    with opened(path) as store:
+        assert store.add([outcome(number) for number in range(1, 5)]) == [DUPLICATE] * 4
+        assert store.check() == []
+
+
+def test_a_note_that_fails_leaves_the_locks_of_the_file_alone(path, monkeypatch):
+    """Who closes any descriptor of a file drops all locks that the process has on it: another process would begin the index anew."""
+    code = (
+        "import sys; from allocator.stores import sqlite_care; from tests.stores.conftest import UID\n"
+        "sqlite_care.backup(sys.argv[1], sys.argv[2])"
+    )
+    with opened(path) as store:
+        for number in range(10):
+            store.add([outcome(number)])
+            with monkeypatch.context() as failing:
+                failing.setattr(os, "pwrite", _fail)
+                store.add([outcome(100 + number)])
+        copy = str(path.parent / "copy.db")
+        child = subprocess.run(
+            [sys.executable, "-c", code, str(path), copy], capture_output=True, text=True, check=False, cwd=Path(__file__).parents[2]
+        )
+        assert child.returncode == 0, child.stderr
+        held = Path("/proc/locks").read_text()
+        assert f":{os.stat(f'{path}-shm').st_ino} " in held, "the index of the log is locked for as long as the store is open"
+        store.add([outcome(200)])
+        assert store.check() == []
+    assert ask(path, "SELECT sum(count) FROM cells") == [(21,)]
+
+
+def _fail(*_: object) -> None:
+    raise OSError(errno.EIO, "Input/output error")
+
+
+@pytest.mark.parametrize("fault", [OSError(errno.EIO, "I/O error"), ZeroDivisionError("a defect"), MemoryError(), SystemExit(1)], ids=repr)
+@pytest.mark.parametrize("where", ["_commit", "_log_bytes", "_isolate"])
+def test_whatever_goes_wrong_in_the_writing_thread_its_callers_are_answered_and_the_next_ones_served(path, monkeypatch, fault, where):
+    with opened(path) as store:
+
+        def broken(*_: object) -> None:
+            raise fault
+
+        with monkeypatch.context() as patch:
+            patch.setattr(store, where, broken)
+            with ThreadPoolExecutor(2) as pool:
+                counted = pool.submit(store.add, [outcome(1)])
+                saved = pool.submit(store.save, [Save(record(), None)])
+                told = [future.exception(timeout=30) for future in (counted, saved)]
+        if where == "_log_bytes":
+            assert told == [None, None]  # they had been answered, and rightly so
+        else:
+            assert {getattr(error, "reason", "") for error in told} <= {"STORE_FAILED", ""}
+            assert None not in told
+        assert store.add([outcome(1)])[0] in (ACCEPTED, DUPLICATE)
+        assert store.records() in ([], [record()])
+        assert store.save([Save(record("next"), None)]) == [None]
+        assert store.check() == []
+
+
 # What is refused at opening
 
 
@@ -488,6 +562,45 @@ def test_a_damaged_file_is_refused(path):
     path.write_bytes(whole)
     with opened(path) as store:
         assert len(store.records()) == 30
+
+
+def test_a_file_that_was_emptied_is_refused_with_what_to_do_and_so_is_a_log_whose_file_is_gone(path):
+    filled(path)
+    whole = path.read_bytes()
+    path.write_bytes(b"")
+    for _ in range(2):
+        with pytest.raises(Unavailable, match=r"is empty.*allocator db restore BACKUP FILE --yes`, or remove") as caught:
+            SqliteStore(path)
+        assert caught.value.reason == "STORE_CORRUPT"
+        assert path.read_bytes() == b""
+    path.unlink()
+    log = Path(f"{path}-wal")
+    for left in (log, Path(f"{path}.tail")):
+        left.write_bytes(b"something of it")
+        with pytest.raises(Unavailable, match=rf"is gone, and {left} is left of it.*to begin anew, remove {left}") as caught:
+            SqliteStore(path)
+        assert caught.value.reason == "STORE_CORRUPT"
+        assert not path.exists()
+        left.unlink()
+    with opened(path) as store:
+        assert store.records() == []
+    path.write_bytes(whole)
+    with opened(path) as store:
+        assert len(store.records()) == 30
+
+
+def test_a_new_file_is_whole_under_its_name_or_not_there(path, monkeypatch):
+    """What an attempt leaves behind that died on the way is no store, and in nobody's way."""
+    path.parent.mkdir()
+    for rest in ("", "-journal", "-wal", "-shm"):
+        Path(f"{path}.new{rest}").write_bytes(b"half of it")
+    with monkeypatch.context() as dying:
+        dying.setattr(os, "rename", _fail)
+        assert reason_of(lambda: SqliteStore(path)) == "STORE_FAILED"
+    assert not path.exists()
+    with opened(path) as store:
+        assert store.add([outcome(1)]) == [ACCEPTED]
+    assert [file.name for file in path.parent.iterdir() if ".new" in file.name] == []
 
 
 def test_a_file_of_another_program_is_refused_and_left_alone(path):

@@ -153,6 +153,23 @@ def test_a_damaged_store_is_replaced_by_its_backup_and_a_missing_one_is_made(pat
     assert sqlite_care.check(str(tmp_path / "new" / "store.db")) == []
 
 
+def test_a_file_that_was_emptied_is_not_whole_and_is_neither_copied_nor_put_into_place(path, tmp_path):
+    emptied = str(tmp_path / "emptied.db")
+    Path(emptied).touch()
+    result = said("db", "check", emptied)
+    assert result.code == 1
+    assert f"{emptied} is empty, and what was in it is gone" in result.err
+    for call in (
+        lambda: sqlite_care.backup(emptied, str(tmp_path / "copy.db")),
+        lambda: sqlite_care.restore(emptied, path, replace=True),
+    ):
+        with pytest.raises(Unavailable, match="is empty") as caught:
+            call()
+        assert caught.value.reason == "STORE_CORRUPT"
+    assert sqlite_care.check(path) == []
+    assert not (tmp_path / "copy.db").exists()
+
+
 def test_a_file_that_is_not_there_is_told(tmp_path):
     assert said("db", "check", str(tmp_path / "none.db")).code == 3
     with pytest.raises(NotFound):

@@ -25,7 +25,7 @@ NUMBERS = {"wait": (0, 100), "wait_ms": (1, 60_000), "timeout_ms": (10, 60_000)}
 FILES = ("password_file", "sentinel_password_file", "ca_file", "cert_file", "key_file")
 TEXTS = ("prefix", "user", "sentinel_user")
 _PREFIX = re.compile(r"[A-Za-z0-9_.:-]{1,64}")
-_HOST = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([^\[\]:/@,\s]+))(?::(\d{1,5}))?")
+_HOST = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([^\[\]:/@,\s]+))(?::([0-9]{1,5}))?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,10 +113,10 @@ def _path(path: str, kind: str, faults: list[str]) -> dict[str, object]:
             faults.append("the Sentinels' name for the master is missing: redis+sentinel://host:port/service/db")
     if kind == CLUSTER and words:
         faults.append(f"got the path {path!r}; a Cluster has one database, without a number")
-    elif words and not (len(words) == 1 and words[0].isdigit() and int(words[0]) < 1_000_000):
+    elif words and (len(words) > 1 or _number(words[0]) is None):
         faults.append(f"got the database {'/'.join(words)!r}; a number is allowed")
     elif words:
-        found["db"] = int(words[0])
+        found["db"] = _number(words[0])
     return found
 
 
@@ -128,8 +128,9 @@ def _options(query: str, values: dict[str, object], faults: list[str]) -> None:
         seen.add(name)
         if name in NUMBERS:
             least, most = NUMBERS[name]
-            if text.isdigit() and least <= int(text) <= most:
-                values[name] = int(text)
+            number = _number(text)
+            if number is not None and least <= number <= most:
+                values[name] = number
             else:
                 faults.append(f"{name}: got {text!r}; a whole number from {least} to {most} is allowed")
         elif name in FILES:
@@ -148,6 +149,11 @@ def _options(query: str, values: dict[str, object], faults: list[str]) -> None:
         faults.append("a certificate needs TLS: rediss instead of redis")
     if ("cert_file" in seen) != ("key_file" in seen):
         faults.append("cert_file and key_file go together")
+
+
+def _number(text: str) -> int | None:
+    """Up to six digits, or None. To `int` and `isdigit`, digits are more than these: `²` is one, which then is no number."""
+    return int(text) if re.fullmatch("[0-9]{1,6}", text) else None
 
 
 def _read(name: str, path: str, faults: list[str]) -> str:

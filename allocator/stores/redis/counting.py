@@ -233,12 +233,15 @@ class Counting:
                     if what == b"EPOCH":
                         self._life.adopt(uid, found[0].decode())
                         adopted.append(uid)
-                        continue
-                    done.add(uid)
-                    if what == b"OK":
+                    elif what == b"OK":
+                        done.add(uid)
                         changes[uid] = found[0]
                     else:
-                        log.error("exposures of experiment %s were refused, and are dropped: %s", uid, refused(found[0].decode()).message)
+                        refusal = refused(found[0].decode())
+                        if refusal.reason != "SUM_OVERFLOW":  # a server without room has some later
+                            raise refusal
+                        done.add(uid)
+                        log.error("exposures of experiment %s were refused, and are dropped: %s", uid, refusal.message)
                 except AllocatorError as error:
                     log.debug("exposures of experiment %s: %s", uid, error.message)
             if not adopted:

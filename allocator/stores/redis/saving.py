@@ -373,6 +373,7 @@ class Saving:
 
     def news(self, since: int) -> News:
         """As `Store.news`; everything after an outage, since the store may have gone back behind the mark and passed it again."""
+        self._link.look_again()
         known = self._life.epoch  # made now, if there is none
         outages = self._link.outages
         keys = self._keys.commons("store", "saved", "kinds", "intents")
@@ -386,7 +387,10 @@ class Saving:
         for packed in intents.values():
             found |= {name for name, _ in _intent.decode(packed)[1]}
         if any(int(now) - int(_intent.decode(packed)[0]) > SILENT_SECONDS for packed in intents.values()):
-            self._recover(intents, int(now))
+            try:
+                self._recover(intents, int(now))
+            except AllocatorError as error:  # a full store, say; its names are news at every look, so nothing is lost by waiting
+                log.warning("saves that were never finished are not finished yet: %s", error.message)
         return News(mark, tuple(sorted(found)), tuple(kind.decode() for kind in kinds), beat, epoch.decode())
 
     def _time(self) -> Call:

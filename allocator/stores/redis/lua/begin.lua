@@ -1,3 +1,4 @@
+#!lua flags=allow-oom
 -- Begin a new life of the store: an operator has put it right. What is there stays. KEYS: store, known uids. ARGV: secret, epoch, format,
 -- epoch that the caller knew. The epochs that it continues are remembered, so that other servers may follow. Again: nothing changes.
 

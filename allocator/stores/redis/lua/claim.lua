@@ -1,3 +1,4 @@
+#!lua flags=allow-oom
 -- Let a name belong to another uid, if it belongs to the one that the caller saw, which never wrote its experiment. KEYS: names. ARGV: name,
 -- uid seen, uid. Answers the uid that has it now.
 

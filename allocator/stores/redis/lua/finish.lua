@@ -1,3 +1,4 @@
+#!lua flags=allow-oom
 -- After saves: chain their audit records, tell what was saved, and take back the announcement.
 --
 -- KEYS: store, audit, audit by experiment, chained, saved, intents, known uids. ARGV: epoch; token to take back, '' for none; audit

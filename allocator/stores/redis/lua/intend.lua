@@ -1,3 +1,4 @@
+#!lua flags=allow-oom
 -- Announce saves before they are made, and claim the names of new experiments. What is announced and never finished is found and finished
 -- by another server.
 --

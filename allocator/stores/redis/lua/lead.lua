@@ -1,3 +1,4 @@
+#!lua flags=allow-oom
 -- Begin or renew the planner's term. KEYS: store, leader. ARGV: epoch, holder, milliseconds.
 -- Answers {'OK', number of the term}, {'OTHER'} while somebody else's lasts, {'EPOCH', found}. Again: it lasts from then on.
 --

@@ -1,3 +1,4 @@
+#!lua flags=allow-oom
 -- Write or remove a small document, with its audit records, if it is what the caller supposes.
 --
 -- KEYS: store, items of the kind, marks of kinds, audit, audit by experiment. ARGV: epoch; audit sequence supposed to be the last; kind;

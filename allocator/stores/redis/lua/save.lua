@@ -1,3 +1,4 @@
+#!lua flags=allow-oom
 -- Write one experiment, if its stored version is the one expected: its record, its audit entries (to be chained afterwards), and what
 -- is settled.
 --

@@ -1,3 +1,4 @@
+#!lua flags=allow-oom
 -- Let an experiment's keys belong to this life of the store, if they belong to what the caller saw. KEYS: meta. ARGV: epoch seen ('' for
 -- none), epoch, term that has begun last.
 
