@@ -44,7 +44,7 @@ def tables(experiment: Experiment) -> tuple[int | None, ...]:
 def learn(record: Record, found: Tally, segment: int | None, eligible: NDArray[np.bool_], now: float) -> Learned:
     """What one table has learned. segment: its segment, None for all together. eligible: bool (arms,), those that may win."""
     experiment = record.experiment
-    sums = _reward_sums(experiment, found, segment, now)
+    sums = reward_sums(experiment, found, segment, now)
     reward = experiment.reward
     after = posterior(_prior(record), sums, shift=reward.shift, unit=reward.unit)
     best = best_arm(after, None if eligible.all() else eligible, maximise=reward.goal is Goal.MAXIMISE)
@@ -69,15 +69,18 @@ def exposures(found: Tally) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     return open_now + settled, np.maximum(open_now - reported, 0)
 
 
-def _reward_sums(experiment: Experiment, found: Tally, segment: int | None, now: float) -> Sums:
-    """Rewards that count now: as they arrive, or by whole matured cohorts when a missing report means something."""
+def reward_sums(experiment: Experiment, found: Tally, segment: int | None = None, now: float | None = None) -> Sums:
+    """Rewards that count: as they arrive, or by whole matured cohorts when a missing report means something.
+
+    now: the time by which a policy with a half-life forgets; None forgets nothing, which is what an interval needs.
+    """
     reward, half_life = experiment.reward, experiment.policy.half_life_seconds
     width = experiment.bucket_width_seconds
     coarse = width * max(coarsening(experiment), 1)
 
     def read(settled: bool, stream: int) -> Sums:
         statistics, bucket_seconds = (found.settled, coarse) if settled else (found.open, width)
-        if half_life is None:
+        if half_life is None or now is None:
             return sums_of(statistics, stream, segment)
         return discounted(statistics, stream, math.floor(now / bucket_seconds), half_life / bucket_seconds, segment)
 

@@ -33,8 +33,9 @@ class Replication:
     caps, at most; at the incumbent's place, all candidates'. stopped: (arms,), when a candidate was frozen or drained; exposed_at_stop:
     (arms,), its decisions until then. breaches: actions of the guardrails, in order. stages: (stages,), when each was entered. prob_best:
     (arms,), at the end. churn: sum over all plans of the share of slots that changed hands. covered: (arms,), 1 where the always-valid 95 %
-    interval of the arm's mean reward held it at every point of the series, NaN in a world that changes; width: (arms,) of that interval at
-    the end. least_propensity: smallest share above 0 that any arm was served with. accepted, late, missing, duplicates: outcomes. state:
+    interval of the arm's mean reward held it at every point of the series, NaN in a world that changes; it is made of what the planner
+    counts, so a success whose report is lost where `reward.missing` is 0 is a failure to it; width: (arms,) of that interval at the
+    end. least_propensity: smallest share above 0 that any arm was served with. accepted, late, missing, duplicates: outcomes. state:
     at the end. waiting: what the next stage still waits for at the end.
     """
 

@@ -23,6 +23,7 @@ from allocator.core.confidence import confidence_sequence
 from allocator.core.entry import entry_of
 from allocator.core.experiment import Assignment
 from allocator.core.kernels import serve
+from allocator.core.learning import reward_sums
 from allocator.core.lifecycle import Event, StageApproval, State, Status, step
 from allocator.core.outcome import metric_names
 from allocator.core.plan import Plan, carried_out, plan
@@ -30,8 +31,7 @@ from allocator.core.ramp import approvers
 from allocator.core.record import Record
 from allocator.core.settling import coarsening
 from allocator.core.snapshot import Entry
-from allocator.core.statistics import sums_of
-from allocator.core.tally import REWARD_STREAM, Tally
+from allocator.core.tally import Tally
 from allocator.engine.grants import Grants
 from allocator.simulation.bandit import POLICIES
 from allocator.simulation.baseline import baseline
@@ -313,12 +313,10 @@ class _Log:
         self.gain += float((counts * (rewards - rewards[self._incumbent])).sum())
 
     def _interval(self) -> tuple[Floats, Floats]:
-        """Always-valid interval of each arm's mean reward, as a share of its range."""
-        reward, found = self._of.experiment.reward, self._of.found
-        old, new = sums_of(found.settled, REWARD_STREAM), sums_of(found.open, REWARD_STREAM)
-        count = old.count + new.count
-        total = ((old.total + new.total) * reward.unit + count * (reward.shift - reward.low)) / (reward.upper - reward.low)
-        return confidence_sequence(np.clip(total, 0.0, count), count, CONFIDENCE)
+        """Always-valid interval of each arm's mean reward, as a share of its range, from the rewards that the planner counts."""
+        reward, sums = self._of.experiment.reward, reward_sums(self._of.experiment, self._of.found)
+        total = (sums.total * reward.unit + sums.count * (reward.shift - reward.low)) / (reward.upper - reward.low)
+        return confidence_sequence(np.clip(total, 0.0, sums.count), sums.count, CONFIDENCE)
 
     def _point(self, seconds: float) -> None:
         self._tick += 1

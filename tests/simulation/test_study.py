@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from allocator.core.experiment import Arm, BreachAction, Exposure, Guardrail, RampStage, Reward
+from allocator.core.experiment import Arm, BreachAction, Exposure, Guardrail, Policy, RampStage, Reward
 from allocator.core.experiment_rules import checked
 from allocator.errors import InvalidArgument
 from allocator.simulation import figures
@@ -96,6 +96,19 @@ def test_an_always_valid_interval_covers_a_mean_that_stands_still(found):
     """95 % at every look; with 18 intervals of one study fewer than 13 covered would be a 1 in 10,000 event."""
     assert sum(run.covered.sum() for run in found.runs["SPEC"]) >= 13
     assert all(((run.width > 0) & (run.width < 1)).all() for run in found.runs["SPEC"])
+
+
+@pytest.mark.parametrize("half_life", [None, 60.0])
+def test_an_interval_covers_where_only_successes_are_reported(half_life):
+    """What is counted is what the planner counts: whole cohorts, of which a missing report is a failure. With 24 intervals of 95 % at every
+    look fewer than 18 covered would be a 1 in 10,000 event.
+    """
+    reward = Reward("click", window_seconds=30.0, missing=0.0)
+    silent = replace(scenario().world, reports=w.Reports(5.0, duplicates=0.2, successes_only=True))
+    spec = replace(scenario().experiment, reward=reward, policy=Policy(half_life_seconds=half_life))
+    runs = study(scenario(experiment=spec, world=silent, replications=8)).runs["SPEC"]
+    assert sum(run.covered.sum() for run in runs) >= 18
+    assert all((run.width[:2] < 0.3).all() for run in runs)
 
 
 def test_differences_are_paired(found):
