@@ -103,6 +103,13 @@ def test_an_optimist_pulls_the_arm_with_the_highest_index(policy):
         good[arm] += paid
 
 
+@pytest.mark.parametrize("mean", [0.0, 1e-3, 0.1, 0.5, 2 / 3, 0.99, 1.0])
+def test_the_index_of_kl_ucb_solves_its_equation_for_few_pulls_and_for_many(mean):
+    for n in (1, 2, 3, 10, 1000, 10**6):
+        for t in (2, 6, 1000, 10**6):
+            assert kernels._kl_upper(mean, math.log(t) / n) == pytest.approx(upper(mean, math.log(t) / n), abs=1e-9)
+
+
 def upper(mean, level):
     """The largest q with kl(mean, q) = level."""
 
@@ -110,7 +117,7 @@ def upper(mean, level):
         found = (1 - mean) * math.log((1 - mean) / (1 - q)) if mean < 1 else 0.0
         return found + (mean * math.log(mean / q) if mean > 0 else 0.0) - level
 
-    return 1.0 if mean == 1 else brentq(over, max(mean, 1e-15), 1 - 1e-15, xtol=1e-14)
+    return 1.0 if mean == 1 or over(1 - 1e-15) < 0 else brentq(over, max(mean, 1e-15), 1 - 1e-15, xtol=1e-14)
 
 
 def test_exponential_weights_are_those_of_the_definition():

@@ -289,6 +289,8 @@ def _top_two(rng, constants, successes, failures, beta):
 def _optimist(kl, t, seen, seen_good, pulled, knob):
     """UCB1 (Auer, Cesa-Bianchi & Fischer 2002) or KL-UCB (Garivier & Cappé 2011); arms that were never pulled come first, in order.
 
+    Of arms that nothing was heard of yet, and of any other tie, the one with the fewest pulls: else the order of arms would decide what a
+    delay costs.
     knob: of UCB1, the width's factor in sqrt(knob ln t / n); of KL-UCB, c in ln t + c ln ln t.
     """
     best, arm = -1.0, 0
@@ -304,17 +306,25 @@ def _optimist(kl, t, seen, seen_good, pulled, knob):
             index = _kl_upper(seen_good[each] / n, level / n)
         else:
             index = seen_good[each] / n + math.sqrt(level / n)
-        if index > best:
+        if index > best or (index == best and pulled[each] < pulled[arm]):
             best, arm = index, each
     return arm
 
 
 @njit(cache=True, nogil=True, fastmath=False, error_model="numpy")
 def _kl_upper(mean, level):
-    """The largest q with kl(mean, q) <= level, by Newton's method from above, where the divergence is convex."""
+    """The largest q with kl(mean, q) <= level, by Newton's method from above, where the divergence is convex.
+
+    It begins at the lesser of two bounds: Pinsker's, and the root of the divergence without the part of q in mean log(mean / q), which is
+    close where q is close to 1. There the divergence is steep, and from 1 itself Newton's first steps would be taken for its last.
+    """
     if mean >= 1.0:
         return 1.0
-    low, high = mean, min(1.0 - 1e-12, mean + math.sqrt(level / 2.0))
+    kept = mean * math.log(mean) if mean > 0.0 else 0.0
+    bound = 1.0 - (1.0 - mean) * math.exp((kept - level) / (1.0 - mean))
+    low, high = mean, min(bound, mean + math.sqrt(level / 2.0))
+    if high >= 1.0:
+        return 1.0
     q = high
     for _ in range(50):
         divergence = (1.0 - mean) * math.log((1.0 - mean) / (1.0 - q))
