@@ -43,9 +43,12 @@ class Reported:
 
 
 class Ledger:
-    """The counts of one experiment in one activation. tick_seconds: outcomes arrive at multiples of it."""
+    """The counts of one experiment in one activation. tick_seconds: outcomes arrive at multiples of it.
 
-    def __init__(self, experiment: Experiment, reports: Reports, key: NDArray[np.uint64], tick_seconds: float) -> None:
+    by_plan: int64 (plans, arms, 2), rewards heard of and their sum in micro-units, by the version of the plan that decided, modulo `plans`.
+    """
+
+    def __init__(self, experiment: Experiment, reports: Reports, key: NDArray[np.uint64], tick_seconds: float, plans: int = 0) -> None:
         self._experiment, self._reports = experiment, reports
         self._key0, self._key1 = key
         self._tick_seconds = tick_seconds
@@ -57,6 +60,7 @@ class Ledger:
         self._settled_buckets = np.zeros(0, np.int64)
         self._settled = np.zeros((0, *self._shape), np.int64)
         self._settled_through = -(2**62)
+        self.by_plan = np.zeros((plans, self._arms, 2), np.int64)
         self._draws: dict[int, list[list[int]]] = {}
         self._plans: dict[int, tuple[tuple[int, ...], ...]] = {}
         self._labels: dict[int, dict[tuple[int, int, int, tuple[int, ...]], int]] = {}
@@ -80,12 +84,15 @@ class Ledger:
 
     def exposed(self, entry: Entry, life: int, decided: Decided, now: float) -> None:
         """Count the exposures of one decider's batch. life: of the decider, 0 where every decision is a draw of its own."""
-        if not decided.exposures.any():
-            return
+        if decided.exposures.any():
+            self.count(decided.exposures, now)
+            self._draw(entry, life, decided.drawn)
+
+    def count(self, exposures: Integers, now: float) -> None:
+        """Add exposures, (arms, segments, 2), decisions and those that count in guardrails; not all 0."""
         row = self._row(self._experiment.bucket(now))
-        row[:, :, EXPOSURE_STREAM, COUNT] += decided.exposures[:, :, 0]
-        row[:, :, UNIT_STREAM, COUNT] += decided.exposures[:, :, 1]
-        self._draw(entry, life, decided.drawn)
+        row[:, :, EXPOSURE_STREAM, COUNT] += exposures[:, :, 0]
+        row[:, :, UNIT_STREAM, COUNT] += exposures[:, :, 1]
 
     def send(
         self,
@@ -123,7 +130,7 @@ class Ledger:
         filled = serve.arrive(
             now, round(now / self._tick_seconds), self._experiment.reward.window_seconds, self._settled_through, *self._reward,
             *self._guardrails, self._relative, self._buckets, self._open, self._heads, self._pending, self._pending_values,
-            self._counters, labels,
+            self._counters, labels, self.by_plan,
         )  # fmt: skip
         arrived = int(self._counters[[serve.LATE, serve.ACCEPTED]].sum() - before)
         self._underway -= arrived

@@ -1,8 +1,8 @@
 """A scenario: an experiment, the world it meets, and how often and how long to rehearse it.
 
 In: plain values (from a scenario file, or straight from Python). Out: a frozen `Scenario`, checked whole. Policies are named as in a spec
-(`SPEC`: as the experiment says) or as in the literature; those of production go through the whole core, those of the literature know
-neither caps nor guardrails and are played by the bandit kernel in the same rates.
+(`SPEC`: as the experiment says) or as in the literature; those of production go through the whole core, those of the literature meet the
+same world without caps and guardrails (`baseline.py`).
 """
 
 from __future__ import annotations
@@ -103,3 +103,5 @@ def _own(scenario: Scenario) -> Iterable[tuple[str, str]]:
             yield f"policies[{place}]", f"got {policy!r} a second time"
         elif policy in POLICIES and scenario.experiment.reward.model is not RewardModel.BERNOULLI:
             yield f"policies[{place}]", f"got {policy!r}, which needs a BERNOULLI reward"
+        elif policy in POLICIES and scenario.world.traffic.lag_seconds:
+            yield f"policies[{place}]", f"got {policy!r}, which decides in one place: world.traffic.lag cannot be given to it"

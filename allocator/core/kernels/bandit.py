@@ -188,6 +188,42 @@ def replay(kind, knob, actions, paid, rng, horizon, prior, pulls):
 
 
 @njit(cache=True, nogil=True, fastmath=False, error_model="numpy")
+def choose(kind, knob, t, rng, prior, seen, seen_good, estimate, pulled, best, share, chosen):
+    """Fill `chosen` with the arms of steps t, t + 1, ..., by what is known before step t.
+
+    prior: (2, arms). seen, seen_good: float64 (arms,), outcomes known and their sum. estimate: (arms,), gains or losses over chances.
+    pulled: int64 (arms,), added to. best: what the oracle takes. share: (arms,), filled by policies that weigh arms; they do so once.
+    """
+    successes, failures = prior[0] + seen_good, prior[1] + np.maximum(seen - seen_good, 0.0)
+    constants = np.empty((seen.size, 6))
+    for arm in range(seen.size):
+        set_shape(constants, arm, 0, successes[arm])
+        set_shape(constants, arm, 3, failures[arm])
+    weighs = True
+    if kind == PLANNED:
+        _planned(successes, failures, knob, share)
+    elif kind == EXP3:
+        _exp3(estimate, knob, share)
+    elif kind == TSALLIS_INF:
+        _tsallis(estimate, t, share)
+    elif kind == FIXED:
+        _even(share, knob)
+    else:
+        weighs = False
+    for i in range(chosen.size):
+        if weighs:
+            arm = _draw(rng, share)
+        elif kind == THOMPSON:
+            arm = best_draw(rng, constants)
+        elif kind == ORACLE:
+            arm = best
+        else:
+            arm = _choose(kind, knob, t + i, rng, constants, successes, failures, seen, seen_good, pulled, estimate, share)
+        pulled[arm] += 1
+        chosen[i] = arm
+
+
+@njit(cache=True, nogil=True, fastmath=False, error_model="numpy")
 def _choose(kind, knob, t, rng, constants, successes, failures, seen, seen_good, pulled, estimate, share):
     """The arm of every policy but Thompson sampling and the oracle."""
     if kind == TOP_TWO:

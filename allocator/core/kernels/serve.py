@@ -307,13 +307,14 @@ def report(
 @njit(cache=True, nogil=True, fastmath=False, error_model="numpy")
 def arrive(
     now, tick, window_seconds, settled_through, shift, unit, squares, metric_of, loss_kind, loss_low, loss_high, loss_limit, loss_window,
-    relative, buckets, sums, heads, pending, pending_values, counters, labels,
+    relative, buckets, sums, heads, pending, pending_values, counters, labels, by_plan,
 ):  # fmt: skip
     """Count the outcomes whose tick has come, as `Contract.contributions` and a store do. Returns how many rows of labels were filled.
 
     shift, unit, squares: of the reward, metric 0. metric_of, loss_kind, loss_low, loss_high, loss_limit, loss_window, relative:
     (guardrails,). buckets: ascending, the open ones; sums: int64 (at least as many, arms, segments, 3 + guardrails, 4). labels: int64
-    (room, 6): guardrail, bucket, arm, segment, plan, loss in micro-units.
+    (room, 6): guardrail, bucket, arm, segment, plan, loss in micro-units. by_plan: int64 (plans, arms, 2), count and sum of rewards by
+    plan modulo `plans`; empty where nobody asks.
     """
     line = tick % heads.size
     place = heads[line]
@@ -342,6 +343,10 @@ def arrive(
                     square = micro * micro
                     sums[row, arm, segment, 2, 2] += square // 1_000_000
                     sums[row, arm, segment, 2, 3] += square % 1_000_000
+                if by_plan.size:
+                    plan = pending[place, PLAN] % by_plan.shape[0]
+                    by_plan[plan, arm, 0] += 1
+                    by_plan[plan, arm, 1] += micro
             if flags & FIRST:
                 for g in range(metric_of.size):
                     value = pending_values[place, metric_of[g]]
