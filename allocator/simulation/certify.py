@@ -137,8 +137,9 @@ def certify(
     horizon = _horizon(experiment) if duration_seconds is None else duration_seconds
     tick = _tick(horizon / MOST_TICKS)
     base = Scenario.checked(
-        experiment=experiment, world=world, duration_seconds=horizon, name="a/a", tick_seconds=tick, replications=replications, seed=seed
-    )
+        experiment=experiment, world=world, duration_seconds=horizon, name="a/a, every arm alike", tick_seconds=tick,
+        replications=replications, seed=seed,
+    )  # fmt: skip
 
     def run(scenario: Scenario) -> Study:
         return study(scenario, workers=workers, backend=backend, title=scenario.name if titles else "")
@@ -147,7 +148,7 @@ def certify(
     harms, harm_studies = [], {}
     for points in EFFECTS if harmed is not None else ():
         scenario = _harmed(base, harmed, points)
-        done = harm_studies[f"+{points:.0%}"] = run(scenario)
+        done = harm_studies[f"{points:+.0%}"] = run(scenario)
         harms.append(_harm(done, points))
     better = run(_improved(base, improvement))
     runs = alike.runs[SPEC]
@@ -257,8 +258,9 @@ def _harmed(base: Scenario, guardrail: Guardrail, points: float) -> Scenario:
     duration = min(base.duration_seconds, before + waits + max(60.0, 8 * seconds))
     tick = min(base.tick_seconds, _tick(max(seconds / FINE_TICKS, duration / MOST_TICKS)))
     return replace(
-        base, name=f"+{points:.0%}", world=replace(world, metrics=metrics), duration_seconds=duration, tick_seconds=tick, policies=(SPEC,)
-    )
+        base, name=f"{points:+.0%} bad outcomes of {candidate} on {guardrail.name}", world=replace(world, metrics=metrics),
+        duration_seconds=duration, tick_seconds=tick, policies=(SPEC,),
+    )  # fmt: skip
 
 
 def _outcomes_to_stop(bad: float, limit: float, alpha: float) -> float:
@@ -295,7 +297,7 @@ def _improved(base: Scenario, improvement: float) -> Scenario:
     better = reward.arms[candidate].level * (1 + improvement if experiment.reward.goal.value == "MAXIMISE" else 1 - improvement)
     arms = {**reward.arms, candidate: Curve(min(max(better, experiment.reward.low), experiment.reward.upper))}
     metrics = {**world.metrics, experiment.reward.metric: replace(reward, arms=arms)}
-    return replace(base, name="better", world=replace(world, metrics=metrics), policies=(SPEC, "FIXED"))
+    return replace(base, name=f"{candidate} {improvement:.0%} better", world=replace(world, metrics=metrics), policies=(SPEC, "FIXED"))
 
 
 def _proofs(experiment: Experiment, traffic: float) -> tuple[Proof, ...]:

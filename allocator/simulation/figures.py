@@ -1,7 +1,8 @@
 """Figures of a study: regret with bands, exposure, weights, evidence, and how soon harm was stopped.
 
-In: a study. Out: matplotlib figures; nobody needs a screen. Bands hold 5 % to 95 % of the replications, lines are means. Colours tell
-policies or arms apart for colour-blind eyes too, and dashes tell them apart without any.
+In: a study. Out: matplotlib figures, each under the scenario's name, because several may stand on one page; nobody needs a screen. Bands
+hold 5 % to 95 % of the replications, lines are means. Colours tell policies or arms apart for colour-blind eyes too, and dashes tell them
+apart without any.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#2
 DASHES = ("-", (0, (6, 1.5)), (0, (2, 1)), (0, (6, 1, 1, 1)))
 UNITS = ((86400.0, "days"), (3600.0, "hours"), (60.0, "minutes"), (1.0, "seconds"))
 MOST_EVIDENCE = 1.25
+LEAST_TOP = 0.1  # of an axis of shares: nothing at all is drawn along the bottom of it
 POINTS = 200
 
 
@@ -38,12 +40,15 @@ def figures(of: Study) -> dict[str, Figure]:
     everyone = {arm: index for index, arm in enumerate(of.arms)}
     shares = {arm: _stack(runs, lambda s, i=i: s.exposures[:, i] / np.maximum(s.exposures.sum(axis=1), 1.0)) for arm, i in named.items()}
     weights = {arm: _stack(runs, lambda s, i=i: s.weights[:, i]) for arm, i in everyone.items()}
-    evidence = {arm: _stack(runs, lambda s, i=i: np.minimum(s.evidence[:, i], MOST_EVIDENCE)) for arm, i in named.items()}
-    found["exposure"] = _bands(shares, _grid(runs), f"Share of all decisions so far that each candidate got ({policy})", percent=True)
-    found["weights"] = _bands(weights, _grid(runs), f"Planned share of each arm ({policy})", percent=True)
-    against = f"Evidence against each candidate, as a share of what stops it ({policy})"
-    found["evidence"] = _bands(evidence, _grid(runs), against, percent=True)
-    found["evidence"].axes[0].axhline(1.0, color="#222222", linestyle=":", linewidth=1.4)
+    of_all = f"Share of all decisions so far that each candidate got ({policy})"
+    found["exposure"] = _bands(of, shares, _grid(runs), of_all, percent=True)
+    found["weights"] = _bands(of, weights, _grid(runs), f"Planned share of each arm ({policy})", percent=True)
+    if of.scenario.experiment.guardrails:
+        evidence = {arm: _stack(runs, lambda s, i=i: np.minimum(s.evidence[:, i], MOST_EVIDENCE)) for arm, i in named.items()}
+        against = f"Evidence against each candidate, as a share of what stops it ({policy})"
+        found["evidence"] = _bands(of, evidence, _grid(runs), against, percent=True)
+        found["evidence"].axes[0].axhline(1.0, color="#222222", linestyle=":", linewidth=1.4)
+        found["evidence"].axes[0].set_ylim(0.0, MOST_EVIDENCE + 0.05)
     if any(np.isfinite(run.stopped).any() for run in runs):
         found["detection"] = _detection(of, runs, named)
     return found
@@ -63,13 +68,13 @@ def save(of: Study, directory: Path) -> list[Path]:
 def _regret(of: Study) -> Figure:
     grid = max((_grid(runs) for runs in of.runs.values()), key=lambda seconds: seconds[-1])
     lines = {policy: np.stack([np.interp(grid, run.series.seconds, run.series.regret) for run in runs]) for policy, runs in of.runs.items()}
-    return _bands(lines, grid, "Regret: rewards lost so far to the best arm", percent=False)
+    return _bands(of, lines, grid, "Regret: rewards lost so far to the best arm", percent=False)
 
 
 def _detection(of: Study, runs: Sequence[Replication], arms: Mapping[str, int]) -> Figure:
     """Share of replications in which each candidate had been stopped, over time."""
     scale, unit = _unit(of.scenario.duration_seconds)
-    figure, axes = _axes("Replications in which the guardrails had stopped a candidate")
+    figure, axes = _axes(of, "Replications in which the guardrails had stopped a candidate")
     for place, (arm, index) in enumerate(arms.items()):
         at = np.sort([run.stopped[index] for run in runs if np.isfinite(run.stopped[index])]) / scale
         x = np.concatenate([[0.0], at, [of.scenario.duration_seconds / scale]])
@@ -82,10 +87,10 @@ def _detection(of: Study, runs: Sequence[Replication], arms: Mapping[str, int]) 
     return figure
 
 
-def _bands(lines: Mapping[str, NDArray[np.float64]], seconds: NDArray[np.float64], title: str, *, percent: bool) -> Figure:
+def _bands(of: Study, lines: Mapping[str, NDArray[np.float64]], seconds: NDArray[np.float64], title: str, *, percent: bool) -> Figure:
     """Mean and 5 % to 95 % of each (replications, points)."""
     scale, unit = _unit(float(seconds[-1]))
-    figure, axes = _axes(title)
+    figure, axes = _axes(of, title)
     for place, (name, values) in enumerate(lines.items()):
         low, high = np.quantile(values, (0.05, 0.95), axis=0)
         colour = COLOURS[place % 7]
@@ -93,16 +98,17 @@ def _bands(lines: Mapping[str, NDArray[np.float64]], seconds: NDArray[np.float64
         axes.plot(seconds / scale, values.mean(axis=0), color=colour, linestyle=DASHES[place % 4], linewidth=2, label=name)
     if percent:
         axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=None))
-    axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
+    bottom, top = axes.get_ylim()
+    axes.set_ylim((0.0, max(top, LEAST_TOP)) if percent else (min(0.0, bottom), top))
     axes.set_xlabel(unit)
     _legend(axes)
     return figure
 
 
-def _axes(title: str) -> tuple[Figure, Axes]:
+def _axes(of: Study, title: str) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(8.0, 4.0), layout="constrained", facecolor="white")
     axes = figure.subplots()
-    axes.set_title(title, fontsize=11, loc="left")
+    axes.set_title(f"{of.scenario.name}\n{title}", fontsize=11, loc="left")
     axes.grid(axis="y", color="#e6e6e6", linewidth=0.8)
     axes.set_axisbelow(True)
     for side in ("top", "right"):

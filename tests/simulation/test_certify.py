@@ -52,6 +52,12 @@ def test_more_harm_is_seen_sooner_and_none_is_not_seen(certificate):
     assert shares == sorted(shares)
 
 
+def test_each_rehearsal_of_a_certificate_has_a_name_of_its_own(certificate):
+    names = [study.scenario.name for study in certificate.studies.values()]
+    assert names[:3] == ["a/a, every arm alike", "new 10% better", "+1% bad outcomes of new on errors"]
+    assert len(set(names)) == len(names) == 6
+
+
 def test_what_a_stage_can_prove_is_counted(certificate):
     """10 % of 50/s over 300 s less the window of 60 s is 1,200 outcomes of the candidate."""
     (proof,) = certificate.proofs

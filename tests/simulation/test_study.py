@@ -131,6 +131,24 @@ def test_figures_are_drawn_for_all_there_is_to_show(found, tmp_path):
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in paths)
 
 
+def test_a_figure_says_which_rehearsal_it_is_of(found):
+    """A certificate shows several side by side."""
+    titles = {name: figure.axes[0].get_title(loc="left") for name, figure in figures.figures(found).items()}
+    assert titles["detection"] == "scenario\nReplications in which the guardrails had stopped a candidate"
+    assert all(title.startswith("scenario\n") for title in titles.values())
+
+
+def test_nothing_is_drawn_of_evidence_where_there_are_no_guardrails_and_no_share_is_below_0():
+    world = scenario().world
+    plain = replace(scenario().experiment, guardrails=())
+    still = replace(world, metrics={"click": world.metrics["click"]})
+    drawn = figures.figures(study(scenario(experiment=plain, world=still, policies=("INCUMBENT_ONLY",), replications=2)))
+    assert set(drawn) == {"regret", "exposure", "weights"}
+    low, high = drawn["exposure"].axes[0].get_ylim()
+    assert low == 0.0
+    assert high >= 0.1
+
+
 def test_a_frozen_experiment_serves_the_incumbent_to_the_end():
     spec = scenario().experiment
     frozen = replace(spec, guardrails=(Guardrail("errors", "error", max=0.05),))
