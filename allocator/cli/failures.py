@@ -59,6 +59,7 @@ HINTS_BY_REASON = {
     "TOKEN_LOST": "nobody has its text: end it with `allocator token revoke ID`, make room, and make another",
     "TOKEN_RATE": "call less often, or ask for a token with a higher rate",
     "INVALID_SPEC": "mend these fields; `allocator lint -f FILE` checks again without a server",
+    "INVALID_SCENARIO": "mend these fields; `allocator simulate FILE --replications 1` checks again, and rehearses once",
     "MISSING_PACKAGES": "install them with: pip install '.[sim]'",
 }
 HINTS: dict[type[AllocatorError], str] = {
@@ -76,7 +77,7 @@ SERVE_FLAGS = (
 )
 DEMO_FLAGS = ("seed", "seconds", "only")
 BENCH_FLAGS = ("rate", "duration", "connections")
-CERTIFY_FLAGS = ("incumbent-rate", "traffic", "metric-rates", "guardrail", "improvement", "for", "delay", "workers")
+CERTIFY_FLAGS = ("incumbent-rate", "traffic", "metric-rates", "guardrail", "improvement", "for", "delay", "replications", "workers")
 # fields that the user wrote as a flag of the same name
 FLAGS = frozenset((*CALL_FLAGS, *SERVE_FLAGS, *DEMO_FLAGS, *BENCH_FLAGS, *CERTIFY_FLAGS))
 

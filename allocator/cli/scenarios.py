@@ -229,10 +229,11 @@ def load_scenario(path: Path) -> Scenario:
     source = str(path)
     documents = list(trees(text, source))
     if len(documents) != 1:
-        raise InvalidArgument.of_field(f"{source}:1:1", f"got {len(documents)} documents; one scenario is needed", reason="INVALID_SPEC")
+        many = f"got {len(documents)} documents; one scenario is needed"
+        raise InvalidArgument.of_field(f"{source}:1:1", many, reason="INVALID_SCENARIO")
     tree, reader = documents[0], _Reader()
     if not isinstance(tree, dict):
-        raise InvalidArgument.of_field(f"{source}:1:1", f"got {kind_of(tree)}; a mapping is needed", reason="INVALID_SPEC")
+        raise InvalidArgument.of_field(f"{source}:1:1", f"got {kind_of(tree)}; a mapping is needed", reason="INVALID_SCENARIO")
     scenario = None
     try:
         values = reader.scenario(tree)
@@ -251,7 +252,7 @@ def load_scenario(path: Path) -> Scenario:
             for where, message in sorted(reader.found, key=lambda found: place_of(tree, found[0]))
         ]
         count = f"{len(faults)} invalid field{'s' if len(faults) > 1 else ''}"
-        raise InvalidArgument(f"{source} has {count}", violations=faults, reason="INVALID_SPEC", source=source)
+        raise InvalidArgument(f"{source} has {count}", violations=faults, reason="INVALID_SCENARIO", source=source)
     return scenario
 
 

@@ -17,6 +17,7 @@ from allocator.cli.connection import OutputView
 from allocator.cli.extras import needs_extra
 from allocator.cli.failures import complain
 from allocator.cli.output import Column, Grid, View, draw, say_values
+from allocator.errors import InvalidArgument
 
 if TYPE_CHECKING:
     from allocator.simulation.study import PolicySummary, Study
@@ -49,10 +50,14 @@ def simulate(
     with needs_extra("simulate"):
         from allocator.cli.scenarios import load_scenario
         from allocator.simulation import figures
+        from allocator.simulation.scenario import violations
         from allocator.simulation.study import save, study, summary
 
         loaded = load_scenario(scenario)
         loaded = replace(loaded, replications=replications or loaded.replications, seed=loaded.seed if seed is None else seed)
+        faults = violations(loaded)  # of what the flags say: the file has none
+        if faults:
+            raise InvalidArgument(violations=faults)
         found = study(loaded, workers=workers, backend=backend.value, title=loaded.name)
         written = [*save(found, out), *figures.save(found, out)] if out is not None else []
         said = summary(found)

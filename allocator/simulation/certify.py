@@ -24,7 +24,7 @@ from allocator.core.experiment import BreachAction, Experiment, Guardrail, Rewar
 from allocator.core.guardrail import SAFETY_ALPHA
 from allocator.core.outcome import metric_names
 from allocator.errors import InvalidArgument, Violation
-from allocator.simulation.scenario import SPEC, Scenario
+from allocator.simulation.scenario import SPEC, Scenario, violations
 from allocator.simulation.study import PolicySummary, Study, study, summary
 from allocator.simulation.summary import Proportion, Summary, proportion, summarise
 from allocator.simulation.world import Curve, Law, Metric, Reports, Segment, Traffic, World, value_range
@@ -33,8 +33,10 @@ EFFECTS = (0.01, 0.02, 0.05, 0.20)
 SPREAD = 0.3  # sigma of the logarithm of a metric that a quantile is asked of
 MOST_TICKS, FINE_TICKS = 500, 50
 LEAST_SECONDS, MOST_SECONDS = 3600.0, 14 * 86400.0
+LEAST_MEDIAN, MOST_MEDIAN = 1e-9, 1e9
 UNKNOWN_RATE = 0.01  # of a metric that has no absolute limit to go by
 STOPPING = (BreachAction.FREEZE, BreachAction.DRAIN)
+ASKED = {"duration": "for", "world.reports.delay": "delay"}  # fields of the scenario that is made here: what they were asked for by
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,10 +138,10 @@ def certify(
     world = World(metrics, Traffic(Curve(traffic)), Reports(delay_seconds, missing=0.0), segments)
     horizon = _horizon(experiment) if duration_seconds is None else duration_seconds
     tick = _tick(horizon / MOST_TICKS)
-    base = Scenario.checked(
-        experiment=experiment, world=world, duration_seconds=horizon, name="a/a, every arm alike", tick_seconds=tick,
-        replications=replications, seed=seed,
-    )  # fmt: skip
+    base = Scenario(experiment, world, horizon, "a/a, every arm alike", tick, replications, seed)
+    found = [Violation(ASKED.get(fault.field, fault.field), fault.message) for fault in violations(base)]
+    if found:
+        raise InvalidArgument(violations=found)
 
     def run(scenario: Scenario) -> Study:
         return study(scenario, workers=workers, backend=backend, title=scenario.name if titles else "")
@@ -193,8 +195,11 @@ def _faults(
     for name, value in rates.items():
         if name not in known:
             found.append(Violation("metric-rates", f"{name!r} is no guardrail's metric; those are {', '.join(known) or 'none'}"))
-        elif not (math.isfinite(value) and value >= 0):
-            found.append(Violation("metric-rates", f"got {name}={value}; a number of at least 0 is allowed"))
+            continue
+        median = any(g.quantile is not None for g in experiment.guardrails if g.metric == name)
+        low, high = (LEAST_MEDIAN, MOST_MEDIAN) if median else value_range(experiment, name)
+        if not low <= value <= high:
+            found.append(Violation("metric-rates", f"got {name}={value:g}; a number from {low:g} to {high:g} is allowed"))
     names = [g.name for g in experiment.guardrails]
     if guardrail is not None and guardrail not in names:
         found.append(Violation("guardrail", f"got {guardrail!r}; one of {', '.join(names) or 'none'} is allowed"))

@@ -77,10 +77,11 @@ def replicate(
     root = root_seed(random_state)
     busy = os.cpu_count() or 1 if workers == -1 else workers
     size = max(1, -(-replications // (busy * CHUNKS_PER_WORKER)))
-    tasks = [delayed(_chunk)(function, root, range(start, min(start + size, replications))) for start in range(0, replications, size)]
+    starts = range(0, replications, size)
+    tasks = (delayed(_chunk)(function, root, range(start, min(start + size, replications))) for start in starts)
     with parallel_config(backend=backend, n_jobs=workers):
         done = Parallel(return_as="generator")(tasks) if backend != "dask" else Parallel()(tasks)
-        return list(chain.from_iterable(_shown(done, len(tasks), title)))
+        return list(chain.from_iterable(_shown(done, len(starts), title)))
 
 
 def _chunk(function: Callable[[Seed], T], root: Seed, indices: Sequence[int]) -> list[T]:

@@ -48,7 +48,7 @@ class Scenario:
         scenario = cls(**values)  # type: ignore[arg-type]
         found = violations(scenario)
         if found:
-            raise InvalidArgument(f"the scenario has {len(found)} invalid values", violations=found, reason="INVALID_SPEC")
+            raise InvalidArgument(f"the scenario has {len(found)} invalid values", violations=found, reason="INVALID_SCENARIO")
         return scenario
 
     @property

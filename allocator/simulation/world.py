@@ -151,7 +151,7 @@ class Rates:
     def __init__(self, world: World, experiment: Experiment) -> None:
         found = violations(world, experiment)
         if found:
-            raise InvalidArgument(f"the world has {len(found)} invalid values", violations=found, reason="INVALID_SPEC")
+            raise InvalidArgument(f"the world has {len(found)} invalid values", violations=found, reason="INVALID_SCENARIO")
         self._world = world
         self.names = metric_names(experiment)
         self._arms = [arm.name for arm in experiment.arms]
@@ -277,9 +277,9 @@ def _traffic(world: World, experiment: Experiment) -> Faults:
 
 def _reports(world: World, experiment: Experiment) -> Faults:
     reports, window = world.reports, experiment.reward.window_seconds
-    yield from _number("reports.delay", reports.delay_seconds, 0.0, window)
-    if reports.bad_delay_seconds is not None:
-        yield from _number("reports.badDelay", reports.bad_delay_seconds, 0.0, window)
+    for path, value in (("delay", reports.delay_seconds), ("badDelay", reports.bad_delay_seconds or 0.0)):
+        for where, _ in _number(f"reports.{path}", value, 0.0, window):
+            yield where, f"got {value!r} seconds; from 0 to the {window:g} seconds of the reward's window are allowed"
     yield from _number("reports.missing", reports.missing, 0.0, 1.0)
     yield from _number("reports.duplicates", reports.duplicates, 0.0, 1.0)
     if reports.successes_only and experiment.reward.missing is None:

@@ -185,7 +185,7 @@ def dump(documents: Sequence[dict[str, Any]], *, readable: bool = True) -> str:
 def trees(text: str | bytes, source: str) -> Iterator[Any]:
     """Every document of a YAML or JSON text, with the places of its fields. Raises InvalidArgument where it cannot be read."""
     if len(text) > MAX_BYTES:
-        raise InvalidArgument.of_field(source, f"got {len(text)} bytes; at most {MAX_BYTES} are allowed", reason="INVALID_SPEC")
+        raise InvalidArgument.of_field(source, f"got {len(text)} bytes; at most {MAX_BYTES} are allowed", reason="FILE_TOO_LARGE")
     yaml = YAML(typ="rt", pure=True)
     yaml.Constructor = _Constructor
     try:

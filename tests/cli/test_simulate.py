@@ -158,10 +158,41 @@ def test_a_certificate_is_one_page_that_needs_nothing_else(scenario, tmp_path):
         (("--incumbent-rate", "0.2", "--traffic", "many"), "--traffic: got 'many'; a rate like 50/s"),
         (("--incumbent-rate", "0.2", "--traffic", "5/s", "--metric-rates", "error"), "--metric-rates: got 'error'; NAME=NUMBER"),
         (("--incumbent-rate", "0.2", "--traffic", "5/s", "--for", "soon"), "--for: got 'soon'; a duration like"),
+        (("--incumbent-rate", "0.2", "--traffic", "5/s", "--for", "0s"), "--for: got 0.0; seconds from 0.001"),
+        (
+            ("--incumbent-rate", "0.2", "--traffic", "5/s", "--metric-rates", "error=5"),
+            "--metric-rates: got error=5; a number from 0 to 1 is allowed",
+        ),
+        (
+            ("--incumbent-rate", "0.2", "--traffic", "5/s", "--delay", "9h"),
+            "--delay: got 32400.0 seconds; from 0 to the 60 seconds of the reward's window are allowed",
+        ),
+        (("--incumbent-rate", "0.2", "--traffic", "5/s", "--seed", str(10**22)), f"--seed: got {10**22}; a whole number from 0 to"),
+        (("--incumbent-rate", "0.2", "--traffic", "5/s", "--replications", str(10**11)), f"--replications: got {10**11}; a whole number"),
+        (("--incumbent-rate", "0.2", "--traffic", "5/s", "--workers", "0"), "--workers: got 0; a whole number of at least 1, or -1"),
     ],
 )
 def test_a_flag_that_makes_no_sense_is_named(arguments, message, scenario, tmp_path):
     scenario(GOOD)
     answer = said("certify", str(tmp_path / "small.yaml"), *arguments)
     assert answer.code == 2
-    assert message in answer.err
+    assert answer.err.startswith(f"error: {message}")
+    assert "lint" not in answer.err
+
+
+@pytest.mark.parametrize(("flag", "value"), [("--seed", 10**22), ("--replications", 10**11)])
+def test_what_replaces_a_value_of_the_file_is_checked_like_it(flag, value, scenario, tmp_path):
+    """Before anything is rehearsed: a seed of 64 bits and more ended in a traceback, after all the work."""
+    answer = said("simulate", str(scenario(GOOD)), flag, str(value), "--out", str(tmp_path / "out"))
+    assert answer.code == 2
+    assert answer.err.startswith(f"error: {flag}: got {value}; a whole number from")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_scenario_is_not_sent_to_the_linter_of_specs(scenario, tmp_path):
+    answer = said("simulate", str(scenario(GOOD.replace("40s", "0s"))))
+    assert "`allocator simulate FILE --replications 1` checks again" in answer.err
+    scenario(GOOD)
+    (tmp_path / "small.yaml").write_text(SPEC.replace("max: 0.1", "max: 7"))
+    answer = said("simulate", str(tmp_path / "tiny.yaml"))
+    assert "`allocator lint -f FILE` checks again" in answer.err  # it is the spec that is wrong
