@@ -120,15 +120,42 @@ def simulate(
 
 def checked_policy(policy: str, parameter: float | None) -> tuple[int, float, list[Violation]]:
     """Number and parameter of a policy in the kernel, and what is wrong with them."""
-    chosen = _POLICIES.get(policy)
+    chosen = _POLICIES.get(policy) if isinstance(policy, str) else None
     if chosen is None:
         return 0, 0.0, [Violation("policy", f"got {policy!r}; one of {', '.join(POLICIES)} is allowed")]
     if parameter is None:
         return chosen.kind, chosen.knob, []
-    if chosen.meaning and chosen.low <= parameter <= chosen.high:
+    number = isinstance(parameter, int | float | np.integer | np.floating) and not isinstance(parameter, bool)
+    if chosen.meaning and number and chosen.low <= parameter <= chosen.high:
         return chosen.kind, float(parameter), []
     what = f"{chosen.meaning}, from {chosen.low:g} to {chosen.high:g}, is allowed" if chosen.meaning else f"{policy} has no parameter"
     return chosen.kind, chosen.knob, [Violation("parameter", f"got {parameter!r}; {what}")]
+
+
+def brief(value: object) -> str:
+    """A value as a fault shows it: on one line, and not all of it."""
+    text = repr(value).replace("\n", " ")
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def numbers(value: ArrayLike) -> NDArray | None:
+    """`value` as an array of numbers, or None for what is none: text, rows of different lengths, anything else."""
+    try:
+        found = np.asarray(value)
+    except (ValueError, TypeError):
+        return None
+    return found if found.dtype.kind in "biuf" else None
+
+
+def checked_prior(prior: ArrayLike, arms: int) -> tuple[NDArray[np.float64], list[Violation]]:
+    """A prior as float64 (2, arms), successes and failures, and what is wrong with it."""
+    found = numbers(prior)
+    if found is not None and found.shape == (2,):
+        found = np.repeat(found[:, None], arms, axis=1)
+    if found is None or found.shape != (2, arms) or not ((found > 0) & (found < 1e12)).all():
+        what = f"got {brief(prior)}; successes and failures above 0, one pair or one for each arm, are allowed"
+        return np.ones((2, arms)), [Violation("prior", what)]
+    return np.ascontiguousarray(found, np.float64), []
 
 
 def warm_up() -> None:
@@ -150,29 +177,23 @@ def _play(seed: Seed, *, kind: int, knob: float, rates, horizon: int, batch: int
 def _checked(means, horizon, policy, parameter, batch, prior, checkpoints):
     """Rates, prior and checkpoints as arrays of one layout, and every fault."""
     found: list[Violation] = []
-    rates = np.array(means, np.float64, ndmin=2, order="C")
-    if rates.ndim != 2 or not 1 <= rates.shape[1] <= MAX_ARMS or not ((rates >= 0) & (rates <= 1)).all():
-        found.append(Violation("means", f"got {_brief(means)}; a rate in [0, 1] for each arm, or a row of them a step, is allowed"))
-        rates = np.zeros((1, 1))
-    for name, value, most in (("horizon", horizon, MAX_STEPS), ("batch", batch, MAX_STEPS)):
-        if not (isinstance(value, int | np.integer) and 1 <= value <= most):
-            found.append(Violation(name, f"got {value!r}; a whole number of steps from 1 to {most} is allowed"))
+    rates = numbers(means)
+    arms_known = rates is not None and rates.ndim in (1, 2) and 1 <= rates.shape[-1] <= MAX_ARMS
+    if not arms_known or not ((rates >= 0) & (rates <= 1)).all():
+        found.append(Violation("means", f"got {brief(means)}; a rate in [0, 1] for each arm, or a row of them a step, is allowed"))
+    rates = np.array(rates, np.float64, ndmin=2, order="C") if arms_known else np.zeros((1, 1))
+    found += checked_policy(policy, parameter)[2]
+    priors, faults = checked_prior(prior, rates.shape[1])
+    found += faults if arms_known else []
+    for name, value in (("horizon", horizon), ("batch", batch)):
+        if not (isinstance(value, int | np.integer) and 1 <= value <= MAX_STEPS):
+            found.append(Violation(name, f"got {value!r}; a whole number of steps from 1 to {MAX_STEPS} is allowed"))
             return rates, None, None, found
     if rates.shape[0] not in (1, horizon):
         found.append(Violation("means", f"got {rates.shape[0]} rows; one, or one for each of {horizon} steps, is allowed"))
-    found += checked_policy(policy, parameter)[2]
-    priors = np.asarray(prior, np.float64)
-    if priors.shape == (2,):
-        priors = np.repeat(priors[:, None], rates.shape[1], axis=1)
-    if priors.shape != (2, rates.shape[1]) or not ((priors > 0) & (priors < 1e12)).all():
-        found.append(Violation("prior", f"got {_brief(prior)}; successes and failures above 0, one pair or one for each arm, are allowed"))
-    marks = np.unique(np.linspace(1, horizon, min(100, horizon)).round()) if checkpoints is None else np.asarray(checkpoints)
-    if marks.ndim != 1 or not marks.size or (np.diff(marks) <= 0).any() or not 1 <= marks[0] <= marks[-1] <= horizon:
-        found.append(Violation("checkpoints", f"got {_brief(checkpoints)}; ascending numbers of steps from 1 to {horizon} are allowed"))
+    marks = np.unique(np.linspace(1, horizon, min(100, horizon)).round()) if checkpoints is None else numbers(checkpoints)
+    whole = marks is not None and marks.ndim == 1 and marks.size and (marks == np.round(marks)).all()
+    if not whole or (np.diff(marks) <= 0).any() or not 1 <= marks[0] <= marks[-1] <= horizon:
+        found.append(Violation("checkpoints", f"got {brief(checkpoints)}; ascending numbers of steps from 1 to {horizon} are allowed"))
         marks = np.ones(1)
-    return rates, np.ascontiguousarray(priors), np.ascontiguousarray(marks, np.int64), found
-
-
-def _brief(value: object) -> str:
-    text = repr(value).replace("\n", " ")
-    return text if len(text) <= 80 else f"{text[:77]}..."
+    return rates, priors, np.ascontiguousarray(marks, np.int64), found

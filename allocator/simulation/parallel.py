@@ -79,9 +79,20 @@ def replicate(
     size = max(1, -(-replications // (busy * CHUNKS_PER_WORKER)))
     starts = range(0, replications, size)
     tasks = (delayed(_chunk)(function, root, range(start, min(start + size, replications))) for start in starts)
-    with parallel_config(backend=backend, n_jobs=workers):
+    with _carried(backend, workers):
         done = Parallel(return_as="generator")(tasks) if backend != "dask" else Parallel()(tasks)
         return list(chain.from_iterable(_shown(done, len(starts), title)))
+
+
+def _carried(backend: str, workers: int) -> parallel_config:
+    """joblib, told what carries the work."""
+    what = f"got {backend!r}; loky, threading, sequential, or another that joblib knows and that is ready, is allowed"
+    if not isinstance(backend, str):
+        raise InvalidArgument.of_field("backend", what)
+    try:
+        return parallel_config(backend=backend, n_jobs=workers)
+    except (ValueError, ImportError) as exc:
+        raise InvalidArgument.of_field("backend", f"{what} ({' '.join(str(exc).split())})") from exc
 
 
 def _chunk(function: Callable[[Seed], T], root: Seed, indices: Sequence[int]) -> list[T]:

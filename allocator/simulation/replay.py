@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from allocator.core.kernels import bandit as kernels
 from allocator.errors import InvalidArgument, Violation
-from allocator.simulation.bandit import checked_policy
+from allocator.simulation.bandit import MAX_STEPS, brief, checked_policy, checked_prior, numbers
 from allocator.simulation.parallel import RandomState, Seed, child, replicate
 
 TOLERANCE = 1e-6  # of propensities, as a share of 1 / K
@@ -45,7 +45,7 @@ def replay(
     policy: str = "thompson",
     *,
     parameter: float | None = None,
-    prior: tuple[float, float] = (1.0, 1.0),
+    prior: ArrayLike = (1.0, 1.0),
     horizon: int | None = None,
     replications: int = 100,
     random_state: RandomState = 0,
@@ -54,20 +54,27 @@ def replay(
     """Play `policy` against a uniform log.
 
     action: integers (n,) in [0, n_actions); reward: 0 or 1, (n,); pscore: the propensity of each logged action, all 1 / n_actions.
-    policy, parameter: as in `simulate`; there is no oracle. horizon: stop after so many matches, by default at the log's end. Raises
-    InvalidArgument, with reason NOT_UNIFORM for a log that was not drawn uniformly.
+    policy, parameter, prior: as in `simulate`; there is no oracle. horizon: stop after so many matches, by default at the log's end.
+    Raises InvalidArgument with every fault, with reason NOT_UNIFORM for a log that was not drawn uniformly.
     """
-    actions, rewards, chances = np.asarray(action), np.asarray(reward), np.asarray(pscore, np.float64)
+    actions, rewards, chances = (np.array(()) if found is None else found for found in map(numbers, (action, reward, pscore)))
     kind, knob, found = checked_policy(policy, parameter)
     if policy == "oracle":
         found.append(Violation("policy", "got 'oracle'; nobody knows the best arm of a log"))
     if not (isinstance(n_actions, int | np.integer) and 2 <= n_actions <= 32_767):
         raise InvalidArgument.of_field("n_actions", f"got {n_actions!r}; a whole number from 2 to 32767 is allowed")
+    priors, faults = checked_prior(prior, n_actions)
+    found += faults
+    if horizon is not None and not (isinstance(horizon, int | np.integer) and 1 <= horizon <= MAX_STEPS):
+        found.append(Violation("horizon", f"got {horizon!r}; a whole number of matches from 1 to {MAX_STEPS}, or None, is allowed"))
     if actions.ndim != 1 or actions.dtype.kind not in "iu" or not ((actions >= 0) & (actions < n_actions)).all():
         what = f"integers (n,) from 0 to {n_actions - 1} are allowed"
-        found.append(Violation("action", f"got {actions.dtype} of shape {actions.shape}; {what}"))
+        found.append(Violation("action", f"got {brief(action)}; {what}"))
+        raise InvalidArgument(violations=found)
     if rewards.shape != actions.shape or not np.isin(rewards, (0, 1)).all():
-        found.append(Violation("reward", f"got shape {rewards.shape}; 0 or 1 for each of {actions.shape} actions is allowed"))
+        found.append(Violation("reward", f"got {brief(reward)}; 0 or 1 for each of {actions.size} actions is allowed"))
+    if chances.shape != actions.shape:
+        found.append(Violation("pscore", f"got {brief(pscore)}; a propensity for each of {actions.size} actions is allowed"))
     if found:
         raise InvalidArgument(violations=found)
     if not (np.abs(chances * n_actions - 1.0) <= TOLERANCE).all():
@@ -75,7 +82,7 @@ def replay(
         raise InvalidArgument.of_field("pscore", f"{got}; a log drawn uniformly has {1 / n_actions:g}", reason="NOT_UNIFORM")
     one = partial(
         _walk, kind=kind, knob=knob, actions=np.ascontiguousarray(actions, np.int64), paid=np.ascontiguousarray(rewards, np.bool_),
-        horizon=len(actions) if horizon is None else horizon, prior=np.repeat(np.array(prior, np.float64)[:, None], n_actions, axis=1),
+        horizon=len(actions) if horizon is None else int(horizon), prior=priors,
     )  # fmt: skip
     done = replicate(one, replications, random_state, workers=workers, backend="threading")
     matches, won, pulls = (np.array(column) for column in zip(*done, strict=True))

@@ -65,10 +65,33 @@ def test_replay_of_a_real_uniform_log_agrees_with_what_it_paid(campaign, items):
         ({"reward": np.array([0.5, 0])}, "reward"),
         ({"policy": "oracle"}, "policy"),
         ({"n_actions": 1}, "n_actions"),
+        ({"prior": (1.0,)}, "prior"),
+        ({"prior": (-5, 1)}, "prior"),
+        ({"prior": (math.nan, 1.0)}, "prior"),
+        ({"prior": "flat"}, "prior"),
+        ({"horizon": -5}, "horizon"),
+        ({"horizon": 2.5}, "horizon"),
+        ({"pscore": np.array([0.5])}, "pscore"),
+        ({"pscore": "half"}, "pscore"),
+        ({"action": [[0], [0, 1]]}, "action"),
+        ({"action": np.array([0.0, 1.0])}, "action"),
+        ({"reward": ["0", "1"]}, "reward"),
+        ({"parameter": "x"}, "parameter"),
+        ({"policy": 7}, "policy"),
+        ({"replications": 0}, "replications"),
     ],
 )
 def test_what_is_not_allowed_is_named(change, field):
     values = {"action": np.array([0, 1]), "reward": np.array([0, 1]), "pscore": np.array([0.5, 0.5]), "n_actions": 2, **change}
     with pytest.raises(InvalidArgument) as caught:
         replay(**values)
-    assert caught.value.violations[0].field == field
+    (violation,) = caught.value.violations
+    assert violation.field == field
+    assert violation.message.startswith("got ")
+
+
+def test_a_replay_may_begin_with_a_prior_of_each_arm_and_end_early():
+    found = replay(*log(2, 4000, (0.1, 0.5)), 2, prior=[[9.0, 1.0], [1.0, 9.0]], horizon=50, replications=3)
+    assert found.matches.tolist() == [50, 50, 50]
+    other = replay(*log(2, 4000, (0.1, 0.5)), 2, horizon=50, replications=3)
+    assert found.pulls[:, 0].sum() > other.pulls[:, 0].sum()
