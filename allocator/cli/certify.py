@@ -15,7 +15,7 @@ import typer
 
 from allocator.cli.extras import needs_extra
 from allocator.cli.output import Column, Form, Grid, draw, say_values, write
-from allocator.cli.simulate import Backend, Workers, duration, finite, mean_of, share_of, times_of
+from allocator.cli.simulate import Backend, Carrier, Scheduler, Workers, carried, duration, finite, mean_of, share_of, times_of
 from allocator.errors import InvalidArgument
 
 if TYPE_CHECKING:
@@ -50,7 +50,8 @@ def certify(
     replications: Annotated[int, typer.Option("--replications", min=1, help="Of each question; more make intervals narrower.")] = 20,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of everything that is random.")] = 0,
     workers: Workers = 1,
-    backend: Annotated[Backend, typer.Option("--backend", help="What carries them.")] = Backend.LOKY,
+    backend: Carrier = Backend.LOKY,
+    scheduler: Scheduler = "",
     output: Annotated[Form, typer.Option("--output", "-o", help="How to write it.")] = Form.TABLE,
 ) -> None:
     """Before a launch: false stops, time to detect harm, time to each stage, and whether safety can be proven in time."""
@@ -62,21 +63,22 @@ def certify(
     with needs_extra("certify"):
         from allocator.simulation import certify as certifying
 
-        certificate = certifying.certify(
-            found[0].experiment,
-            incumbent_rate,
-            per_second(traffic),
-            metric_rates=rates_of(metric_rates),
-            improvement=improvement,
-            guardrail=guardrail,
-            duration_seconds=None if for_ is None else _seconds("for", for_),
-            delay_seconds=_seconds("delay", delay),
-            replications=replications,
-            seed=seed,
-            workers=workers,
-            backend=backend.value,
-            titles=True,
-        )
+        with carried(backend, scheduler, workers):
+            certificate = certifying.certify(
+                found[0].experiment,
+                incumbent_rate,
+                per_second(traffic),
+                metric_rates=rates_of(metric_rates),
+                improvement=improvement,
+                guardrail=guardrail,
+                duration_seconds=None if for_ is None else _seconds("for", for_),
+                delay_seconds=_seconds("delay", delay),
+                replications=replications,
+                seed=seed,
+                workers=workers,
+                backend=backend.value,
+                titles=True,
+            )
         if output is Form.TABLE:
             _print(certificate)
         elif output is Form.HTML:

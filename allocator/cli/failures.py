@@ -61,6 +61,7 @@ HINTS_BY_REASON = {
     "INVALID_SPEC": "mend these fields; `allocator lint -f FILE` checks again without a server",
     "INVALID_SCENARIO": "mend these fields; `allocator simulate FILE --replications 1` checks again, and rehearses once",
     "MISSING_PACKAGES": "install them with: pip install '.[sim]'",
+    "MISSING_DASK": "install it with: pip install distributed",
 }
 HINTS: dict[type[AllocatorError], str] = {
     Unauthenticated: "name your token with --token-file or ALLOCATOR_TOKEN; those who run the server make one",
@@ -77,9 +78,10 @@ SERVE_FLAGS = (
 )
 DEMO_FLAGS = ("seed", "seconds", "only")
 BENCH_FLAGS = ("rate", "duration", "connections")
-CERTIFY_FLAGS = ("incumbent-rate", "traffic", "metric-rates", "guardrail", "improvement", "for", "delay", "replications", "workers")
+CERTIFY_FLAGS = ("incumbent-rate", "traffic", "metric-rates", "guardrail", "improvement", "for", "delay")
+REHEARSE_FLAGS = ("replications", "workers", "scheduler")
 # fields that the user wrote as a flag of the same name
-FLAGS = frozenset((*CALL_FLAGS, *SERVE_FLAGS, *DEMO_FLAGS, *BENCH_FLAGS, *CERTIFY_FLAGS))
+FLAGS = frozenset((*CALL_FLAGS, *SERVE_FLAGS, *DEMO_FLAGS, *BENCH_FLAGS, *CERTIFY_FLAGS, *REHEARSE_FLAGS))
 
 
 def tell(error: AllocatorError) -> int:

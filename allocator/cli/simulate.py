@@ -6,6 +6,8 @@ In: a scenario file. Out: a table or a document on stdout; with --out, Parquet t
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from enum import StrEnum
 from pathlib import Path
@@ -30,9 +32,17 @@ class Backend(StrEnum):
     LOKY = "loky"
     THREADING = "threading"
     SEQUENTIAL = "sequential"
+    DASK = "dask"
 
 
 Workers = Annotated[int, typer.Option("--workers", help="Replications at a time; -1: one a core. The result is the same.")]
+Carrier = Annotated[Backend, typer.Option("--backend", help="What carries them.")]
+Scheduler = Annotated[
+    str,
+    typer.Option(
+        "--scheduler", metavar="ADDRESS", help="Of a Dask cluster, tcp://HOST:PORT.", show_default="with --backend dask: --workers here"
+    ),
+]
 
 
 def simulate(
@@ -40,7 +50,8 @@ def simulate(
     replications: Annotated[int | None, typer.Option("--replications", min=1, help="Instead of the file's.", show_default=False)] = None,
     seed: Annotated[int | None, typer.Option("--seed", min=0, help="Instead of the file's.", show_default=False)] = None,
     workers: Workers = 1,
-    backend: Annotated[Backend, typer.Option("--backend", help="What carries them.")] = Backend.LOKY,
+    backend: Carrier = Backend.LOKY,
+    scheduler: Scheduler = "",
     out: Annotated[
         Path | None, typer.Option("--out", metavar="DIR", help="Leave Parquet tables and figures there.", show_default=False)
     ] = None,
@@ -58,7 +69,8 @@ def simulate(
         faults = violations(loaded)  # of what the flags say: the file has none
         if faults:
             raise InvalidArgument(violations=faults)
-        found = study(loaded, workers=workers, backend=backend.value, title=loaded.name)
+        with carried(backend, scheduler, workers):
+            found = study(loaded, workers=workers, backend=backend.value, title=loaded.name)
         written = [*save(found, out), *figures.save(found, out)] if out is not None else []
         said = summary(found)
     if output is View.TABLE:
@@ -67,6 +79,22 @@ def simulate(
         say_values(output, [document(found, said)], one=True)
     for path in written:
         complain(f"written: {path}")
+
+
+@contextmanager
+def carried(backend: Backend, scheduler: str, workers: int) -> Iterator[None]:
+    """What a backend needs while it works: Dask a cluster, the others nothing."""
+    if backend is not Backend.DASK:
+        if scheduler:
+            raise InvalidArgument.of_field("scheduler", f"got {scheduler!r} with --backend {backend.value}; it goes with --backend dask")
+        yield
+        return
+    from allocator.simulation.parallel import dask_cluster
+
+    if workers < 1 and workers != -1:
+        raise InvalidArgument.of_field("workers", f"got {workers}; a whole number of at least 1, or -1 for all cores, is allowed")
+    with dask_cluster(scheduler, workers):
+        yield
 
 
 def document(found: Study, said: tuple[PolicySummary, ...]) -> dict[str, Any]:

@@ -1,23 +1,24 @@
 """Replications side by side: a function of one seed in, its results in order out, the same for any number of workers.
 
 The seed of replication i is child i of the root `numpy.random.SeedSequence`, so it depends on nothing but the root and i. joblib carries
-the work: its backends (`loky` processes, `threading` for kernels that let go of the interpreter, `sequential`, and `dask` or `ray` once
-their packages have registered them) differ in where it runs, never in what comes out. Replications travel in chunks, because a task that
-takes a millisecond would cost more to send than to run.
+the work: its backends (`loky` processes, `threading` for kernels that let go of the interpreter, `sequential`, `dask` inside of
+`dask_cluster`, and what else is registered with it, as Ray's) differ in where it runs, never in what comes out. Replications travel in
+chunks, because a task that takes a millisecond would cost more to send than to run.
 """
 
 from __future__ import annotations
 
-import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import chain
 from typing import TypeVar
 
 import numpy as np
 from joblib import Parallel, delayed, parallel_config
+from joblib.parallel import get_active_backend
 
-from allocator.errors import InvalidArgument, Violation
+from allocator.errors import InvalidArgument, Unavailable, Violation
 
 Seed = np.random.SeedSequence
 RandomState = int | Seed | np.random.Generator | None
@@ -25,6 +26,7 @@ T = TypeVar("T")
 
 CHUNKS_PER_WORKER = 8
 LEAST_BAR = 2  # a single task needs no bar
+CONNECT_SECONDS = 10
 
 
 def root_seed(random_state: RandomState) -> Seed:
@@ -75,13 +77,44 @@ def replicate(
     if found:
         raise InvalidArgument(violations=found)
     root = root_seed(random_state)
-    busy = os.cpu_count() or 1 if workers == -1 else workers
-    size = max(1, -(-replications // (busy * CHUNKS_PER_WORKER)))
-    starts = range(0, replications, size)
-    tasks = (delayed(_chunk)(function, root, range(start, min(start + size, replications))) for start in starts)
     with _carried(backend, workers):
-        done = Parallel(return_as="generator")(tasks) if backend != "dask" else Parallel()(tasks)
+        carrier = get_active_backend()[0]
+        size = max(1, -(-replications // (carrier.effective_n_jobs(workers) * CHUNKS_PER_WORKER)))
+        starts = range(0, replications, size)
+        tasks = (delayed(_chunk)(function, root, range(start, min(start + size, replications))) for start in starts)
+        # a backend that hands over everything at once, as Ray's, has a bar that moves at the end
+        done = Parallel(return_as="generator" if carrier.supports_return_generator else "list")(tasks)
         return list(chain.from_iterable(_shown(done, len(starts), title)))
+
+
+@contextmanager
+def dask_cluster(scheduler: str = "", workers: int = 1) -> Iterator[None]:
+    """Connect to a Dask cluster, which `replicate` with backend "dask" finds while the block runs.
+
+    scheduler: its address (tcp://HOST:PORT); its workers need this package installed. "": a cluster of `workers` processes (-1: one a
+    core) on this machine, gone with the block. Raises ModuleNotFoundError without the package distributed, InvalidArgument for what is no
+    address, and Unavailable when nobody answers there or works there.
+    """
+    from distributed import Client, LocalCluster
+
+    if not scheduler:
+        count = None if workers == -1 else workers
+        with LocalCluster(n_workers=count, threads_per_worker=1, dashboard_address=None) as cluster, Client(cluster):
+            yield
+        return
+    try:
+        client = Client(scheduler, timeout=CONNECT_SECONDS, set_as_default=False)
+    except ValueError as exc:
+        raise InvalidArgument.of_field("scheduler", f"got {scheduler!r}; an address like tcp://HOST:PORT is allowed") from exc
+    except OSError as exc:
+        raise Unavailable(f"no Dask scheduler answers at {scheduler}") from exc
+    with client:
+        try:
+            client.wait_for_workers(1, timeout=CONNECT_SECONDS)
+        except TimeoutError as exc:
+            raise Unavailable(f"the Dask scheduler at {scheduler} has no worker") from exc
+        with client.as_current():
+            yield
 
 
 def _carried(backend: str, workers: int) -> parallel_config:

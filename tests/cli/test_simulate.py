@@ -82,6 +82,24 @@ def test_workers_change_nothing_that_is_said(scenario):
     assert one.out == two.out
 
 
+def test_a_dask_cluster_changes_nothing_that_is_said(scenario):
+    """One of its own, and one that is there already."""
+    distributed = pytest.importorskip("distributed", reason="needs the package distributed")
+    path = str(scenario(GOOD))
+    alone = said("simulate", path, "-o", "json")
+    own = said("simulate", path, "-o", "json", "--backend", "dask", "--workers", "2")
+    with distributed.LocalCluster(n_workers=1, threads_per_worker=1, processes=False, protocol="tcp://", dashboard_address=None) as there:
+        other = said("simulate", path, "-o", "json", "--backend", "dask", "--scheduler", there.scheduler_address)
+    assert alone.code == own.code == other.code == 0, own.err + other.err
+    assert alone.out == own.out == other.out
+
+
+def test_a_scheduler_goes_with_dask(scenario):
+    answer = said("simulate", str(scenario(GOOD)), "--scheduler", "tcp://127.0.0.1:1")
+    assert answer.code == 2
+    assert answer.err == "error: --scheduler: got 'tcp://127.0.0.1:1' with --backend loky; it goes with --backend dask\n"
+
+
 FAULTS = {
     "an unknown field": ("duration: 40s", "durations: 40s", "tiny.yaml:5:1: durations: is no field here"),
     "a number for a duration": ("duration: 40s", "duration: 40", "tiny.yaml:5:1: duration: got 40; a duration like"),
