@@ -5,10 +5,13 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from allocator.cli.scenarios import load_scenario
 from tests.analysis.open_bandit import FOLDER
 
 ROOT = Path(__file__).parent.parent
@@ -16,10 +19,12 @@ STUDIES = sorted(path.parent for path in (ROOT / "simulations").glob("*/run.py")
 SHORT = {  # arguments that make a study short; all others are run as `--runs 20`
     "conservative": ("--runs", "10"),
     "delay": ("--runs", "2", "--steps", "20000"),
+    "nonstationary": ("--runs", "2", "--minutes", "4"),
     "safety": ("--runs", "100"),
     "tutorial": ("--runs", "500"),
 }
 SLOW = {"safety"}
+NEED_DATA = {"open_bandit"}
 
 
 def run(study: Path, output: Path, *arguments: str) -> str:
@@ -33,7 +38,7 @@ def run(study: Path, output: Path, *arguments: str) -> str:
     "study", [pytest.param(study, marks=pytest.mark.slow if study.name in SLOW else ()) for study in STUDIES], ids=lambda study: study.name
 )
 def test_a_study_runs_and_leaves_its_table_and_its_figure(study: Path, tmp_path: Path) -> None:
-    if study.name == "open_bandit" and not FOLDER.is_dir():
+    if study.name in NEED_DATA and not FOLDER.is_dir():
         pytest.skip(f"the Open Bandit Dataset is not at {FOLDER}: set OPEN_BANDIT_DATA to its folder")
     shown = run(study, tmp_path, *SHORT.get(study.name, ("--runs", "20")))
     text = (tmp_path / "results.txt").read_text()
@@ -45,7 +50,7 @@ def test_a_study_runs_and_leaves_its_table_and_its_figure(study: Path, tmp_path:
 @pytest.mark.parametrize("study", STUDIES, ids=lambda study: study.name)
 def test_a_study_says_what_it_shows_and_how_to_draw_it_again(study: Path) -> None:
     page = (study / "README.md").read_text()
-    assert "OPEN_BANDIT_DATA=" in page or study.name != "open_bandit"
+    assert "OPEN_BANDIT_DATA=" in page or study.name not in NEED_DATA
     assert f"python simulations/{study.name}/run.py" in page
     assert "results.txt" in page
     figures = re.findall(r"!\[[^]]+\]\(([^)]+)\)", page)
@@ -74,11 +79,27 @@ def test_thompson_sampling_and_greedy_are_those_of_the_tutorial(tmp_path: Path) 
         assert abs(found.mean() - expected) <= 4 * found.std() * (1 / runs + 1 / 20_000) ** 0.5, policy
 
 
+def test_forgetting_pays_where_rates_switch_and_costs_where_they_stand_still() -> None:
+    """The same requests with and without a half-life, three times each: the first switch, and as long without one."""
+    from simulations.nonstationary.run import KEEPS, forgets, play, scenario
+
+    for world, better in (("switching", True), ("still", False)):
+        chosen = scenario(world, runs=3, seed=7, minutes=60)
+        found = play(replace(chosen, policies=("SPEC",)))
+        pairs = zip(found[forgets(chosen)], found[KEEPS], strict=True)
+        assert all((one.requests, one.regret < other.regret) == (other.requests, better) for one, other in pairs), world
+
+
+def test_a_scenario_of_a_study_is_played_by_the_command_line() -> None:
+    for path in sorted((ROOT / "simulations" / "nonstationary").glob("*.yaml")):
+        if "kind: Scenario" in path.read_text():
+            assert load_scenario(path).name == path.stem
+
+
 def test_the_conservative_constraint_does_what_another_program_found() -> None:
     """STATISTICS.md 4.5, 40 runs: worst running ratio without a constraint 0.46, broken in 20 % of runs by expected weights and in none by
     realised counts, which end at 0.990. Within what 40 runs can be off by, once in 1,000 times.
     """
-    import numpy as np
     from scipy.stats import binomtest
 
     from simulations.conservative.run import ELSEWHERE, EXPECTED, FREE, REALISED, STRATEGIES, WORLDS, broken
@@ -100,8 +121,6 @@ def test_the_conservative_constraint_does_what_another_program_found() -> None:
 def test_thompson_sampling_with_delayed_feedback_is_that_of_chapelle_and_li() -> None:
     """Table 1, within 15 % up to a delay of 100 and in the same order of growth after it; the paper leaves details open."""
     from functools import partial
-
-    import numpy as np
 
     from allocator.simulation.parallel import replicate
     from simulations.delay.run import DELAYS, PUBLISHED, STEPS, THOMPSON, one
