@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from allocator.cli.scenarios import load_scenario
-from tests.analysis.open_bandit import FOLDER
+from tests.analysis.open_bandit import FOLDER, logged
 
 ROOT = Path(__file__).parent.parent
 STUDIES = sorted(path.parent for path in (ROOT / "simulations").glob("*/run.py"))
@@ -24,7 +24,7 @@ SHORT = {  # arguments that make a study short; all others are run as `--runs 20
     "tutorial": ("--runs", "500"),
 }
 SLOW = {"safety"}
-NEED_DATA = {"open_bandit"}
+NEED_DATA = {"open_bandit", "log_replay"}
 
 
 def run(study: Path, output: Path, *arguments: str) -> str:
@@ -94,6 +94,16 @@ def test_a_scenario_of_a_study_is_played_by_the_command_line() -> None:
     for path in sorted((ROOT / "simulations" / "nonstationary").glob("*.yaml")):
         if "kind: Scenario" in path.read_text():
             assert load_scenario(path).name == path.stem
+
+
+def test_a_replayed_log_earns_an_even_split_what_it_paid() -> None:
+    """Open Bandit Dataset, men: a uniform policy on resampled logs against the log's own mean, within four standard errors."""
+    from simulations.log_replay.run import played
+
+    found = logged("random", "men")
+    runs = np.array(list(played(found, "men", "uniform", 200, 3)))
+    clicks = runs[:, 1] * 34 / found.action.size  # matches are binomial: this ratio has no bias
+    assert abs(clicks.mean() - found.reward.mean()) < 4 * clicks.std(ddof=1) / 200**0.5
 
 
 def test_the_conservative_constraint_does_what_another_program_found() -> None:
