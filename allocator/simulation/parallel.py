@@ -8,8 +8,10 @@ chunks, because a task that takes a millisecond would cost more to send than to 
 
 from __future__ import annotations
 
+import asyncio
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import chain
 from typing import TypeVar
@@ -102,19 +104,33 @@ def dask_cluster(scheduler: str = "", workers: int = 1) -> Iterator[None]:
         with LocalCluster(n_workers=count, threads_per_worker=1, dashboard_address=None) as cluster, Client(cluster):
             yield
         return
-    try:
-        client = Client(scheduler, timeout=CONNECT_SECONDS, set_as_default=False)
-    except ValueError as exc:
-        raise InvalidArgument.of_field("scheduler", f"got {scheduler!r}; an address like tcp://HOST:PORT is allowed") from exc
-    except OSError as exc:
-        raise Unavailable(f"no Dask scheduler answers at {scheduler}") from exc
-    with client:
+    _greet(scheduler)
+    with Client(scheduler, timeout=CONNECT_SECONDS, set_as_default=False) as client:
         try:
             client.wait_for_workers(1, timeout=CONNECT_SECONDS)
         except TimeoutError as exc:
             raise Unavailable(f"the Dask scheduler at {scheduler} has no worker") from exc
         with client.as_current():
             yield
+
+
+def _greet(scheduler: str) -> None:
+    """Connect and hang up: a client that fails to be built cannot be closed, and may hang when it is collected."""
+    from distributed.comm import connect
+
+    async def call() -> None:
+        comm = await asyncio.wait_for(connect(scheduler, timeout=CONNECT_SECONDS), CONNECT_SECONDS)  # it greets without a timeout
+        comm.abort()
+
+    try:
+        with ThreadPoolExecutor(1) as apart:  # from whoever runs a loop already, as notebooks do
+            apart.submit(asyncio.run, call()).result()
+    except ValueError as exc:
+        raise InvalidArgument.of_field("scheduler", f"got {scheduler!r}; an address like tcp://HOST:PORT is allowed") from exc
+    except OSError as exc:
+        raise Unavailable(f"no Dask scheduler answers at {scheduler}") from exc
+    except Exception as exc:  # of whatever was made of another protocol's bytes
+        raise Unavailable(f"what answers at {scheduler} is no Dask scheduler") from exc
 
 
 def _carried(backend: str, workers: int) -> parallel_config:

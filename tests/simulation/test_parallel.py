@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 
 import pytest
@@ -56,6 +57,10 @@ def test_a_cluster_that_is_not_there_is_said_not_to_be(monkeypatch):
     monkeypatch.setattr(parallel, "CONNECT_SECONDS", 0.2)
     with pytest.raises(Unavailable, match=r"no Dask scheduler answers at tcp://127.0.0.1:1"), dask_cluster("tcp://127.0.0.1:1"):
         pass
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"tcp://127.0.0.1:{silent.getsockname()[1]}"
+        with pytest.raises(Unavailable, match="no Dask scheduler answers"), dask_cluster(address):
+            pass
     with pytest.raises(InvalidArgument, match=r"an address like tcp://HOST:PORT is allowed"), dask_cluster("carrier pigeon"):
         pass
     with distributed.LocalCluster(n_workers=0, processes=False, protocol="tcp://", dashboard_address=None) as idle:  # noqa: SIM117
