@@ -18,19 +18,24 @@ START = 1_800_000_000.0
 
 
 class ManualClock:
-    """Time that moves when a test says so."""
+    """Time that moves when a test says so. `monotonic` has another beginning than `now`, and does not see the wall clock being set."""
 
     def __init__(self, at: float = START) -> None:
         self.at = at
+        self.ahead = 0.0  # of the time that passed: what the wall clock was set by
 
     def now(self) -> float:
-        return self.at
+        return self.at + self.ahead
 
     def monotonic(self) -> float:
-        return self.at
+        return self.at - START + 10_000.0
 
     def pass_(self, seconds: float) -> None:
         self.at += seconds
+
+    def set_wall(self, seconds: float) -> None:
+        """Set the wall clock alone, so much forward or back."""
+        self.ahead += seconds
 
 
 class SeededEntropy:

@@ -109,7 +109,7 @@ def is_loopback(address: str) -> bool:
 def check_address(name: str, value: str) -> list[Violation]:
     """What is wrong with host:port; nothing when it is one."""
     host, _, port = value.rpartition(":")
-    if not host or not port.isdigit() or int(port) > 65535:
+    if not host or re.fullmatch("[0-9]{1,5}", port) is None or int(port) > 65535:
         return [Violation(name, f"got {value!r}; host:port is allowed, e.g. 127.0.0.1:50051")]
     return []
 

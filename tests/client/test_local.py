@@ -7,6 +7,7 @@ import os
 import queue
 import re
 import threading
+import time
 from pathlib import Path
 
 import grpc
@@ -14,7 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from allocator.client import AsyncLocalClient, LocalClient, Reason, State
+from allocator.client import AsyncLocalClient, LocalClient, Reason, State, local
 from allocator.core.decision import choose
 from allocator.core.decision_id import read
 from allocator.core.experiment import Assignment, Exposure, Segment
@@ -116,6 +117,36 @@ def test_a_report_that_the_server_counted_but_whose_answer_was_lost_counts_once(
     assert found.accepted + found.duplicate == 100
     record = service.engine.registry.get("ranker")
     assert sum(cell.count for cell in service.store.cells(record.uid) if cell.stream == "_reward") == 100
+
+
+def test_a_report_that_failed_is_tried_again_after_its_pause_and_not_before(service, make, monkeypatch):
+    monkeypatch.setattr(local.random, "uniform", lambda least, most: most)
+    service.apply()
+    clock = ManualClock(time.time())
+    client = make(clock=clock)
+    passes, attempts = [], []
+    look, report = client._follower.look, client._report
+
+    def failing(request, **more):
+        attempts.append(clock.monotonic())
+        raise Cut
+
+    client._follower.look = lambda: passes.append(clock.monotonic()) or look()
+    client._report = failing
+    client.report(client.decide("ranker", "u").id, reward=1.0)
+    until(lambda: attempts, "the first attempt")
+    for pause in (0.4, 0.8, 1.6):
+        tried = len(attempts)
+        for seconds in (0.0, pause - 0.01):
+            clock.pass_(seconds)
+            seen = len(passes)
+            until(lambda seen=seen: len(passes) > seen + 3, "the sender looks again and again")
+            assert len(attempts) == tried, f"{pause} s are not over"
+        clock.pass_(0.02)
+        until(lambda tried=tried: len(attempts) == tried + 1, "the next attempt")
+    client._report = report
+    clock.pass_(3.3)
+    until(lambda: client.statistics().sent == 1, "it gets through")
 
 
 def test_many_threads_decide_at_once_and_every_decision_is_counted(service, make):

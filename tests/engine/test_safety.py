@@ -22,8 +22,11 @@ from allocator.core.experiment import (
     Reward,
     Segment,
 )
+from allocator.core.record import EXPOSURES
 from allocator.errors import InvalidArgument, Overloaded, Refused, Unavailable
+from allocator.stores.sqlite import SqliteStore
 from tests.conftest import two_arms
+from tests.engine.conftest import Rehearsal
 
 RAMP = (
     RampStage(0.0, shadow=True, min_duration_seconds=600),
@@ -295,6 +298,18 @@ def test_without_a_planner_everyone_gets_the_incumbent_once_the_lease_is_over(re
     assert {(d.arm, d.reason.name, d.propensity) for d in stale} == {("old", "STALE", 1.0)}
     rehearsal.engine.planner.tick()
     assert {rehearsal.decide().reason.name for _ in range(20)} == {"ALLOCATED"}
+
+
+def test_what_was_decided_before_the_end_is_counted_although_nobody_reported_since(tmp_path):
+    path = tmp_path / "store.db"
+    rehearsal = Rehearsal(SqliteStore(path))
+    rehearsal.run(two_arms())
+    uid = rehearsal.record().uid
+    for _ in range(50):
+        rehearsal.decide()
+    rehearsal.engine.close()
+    with contextlib.closing(SqliteStore(path)) as store:
+        assert sum(cell.count for cell in store.cells(uid) if cell.stream == EXPOSURES) == 50
 
 
 def test_a_freeze_that_cannot_be_stored_is_served_all_the_same_and_stored_later(rehearsal, monkeypatch):

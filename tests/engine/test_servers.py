@@ -135,6 +135,62 @@ def test_of_a_hundred_stale_plans_none_is_stored():
         assert fleet.store.record("default/ranker") == before
 
 
+@pytest.mark.parametrize("seconds", [86_400.0, 3_600.0, -3_600.0, -86_400.0])
+def test_a_wall_clock_that_is_set_neither_ends_a_term_nor_a_lease_nor_prolongs_them(fleet, seconds):
+    fleet.run("a", two_arms(lease_seconds=5.0))
+    fleet.clock.set_wall(seconds)
+    assert fleet.leaders() == ["a"]
+    for name in "abc":
+        assert fleet.reasons(name) == {"ALLOCATED"}
+    for _ in range(3):
+        fleet.tick(seconds=1)
+        assert fleet.leaders() == ["a"]
+    for name in "abc":
+        assert fleet.reasons(name) == {"ALLOCATED"}
+    fleet.kill("a")
+    fleet.clock.set_wall(-seconds)
+    fleet.tick("b", "c", seconds=0.5)
+    assert fleet.leaders() == []
+    fleet.clock.pass_(TERM_SECONDS)
+    assert fleet.reasons("b") == fleet.reasons("c") == {"STALE"}
+    fleet.tick("b", "c", seconds=1)
+    assert fleet.leaders() == ["b"]
+
+
+def test_a_term_ends_that_long_after_it_was_asked_for_however_late_the_answer_came(fleet):
+    fleet.run("a", two_arms())
+    fleet.clock.pass_(1)
+    asked = fleet.clock.monotonic()
+    fleet.lines["a"].before["lead"] = lambda: fleet.clock.pass_(3)
+    fleet.engines["a"].planner.tick()
+    assert fleet.clock.monotonic() == asked + 3, "it was asked"
+    fleet.clock.pass_(TERM_SECONDS - 3.1)
+    assert fleet.engines["a"].term.in_force()
+    fleet.clock.pass_(0.2)
+    assert not fleet.engines["a"].term.in_force()
+
+
+def test_a_planner_confirms_what_stood_when_it_looked_not_when_it_had_planned(fleet):
+    fleet.run("a", two_arms())
+    fleet.clock.pass_(1)
+    looked = fleet.clock.monotonic()
+    fleet.lines["a"].before["changed"] = lambda: fleet.clock.pass_(2)
+    fleet.engines["a"].planner.tick()
+    assert fleet.clock.monotonic() == looked + 2, "it was held up"
+    assert fleet.engines["a"].live.confirmed == looked
+
+
+def test_what_the_planner_before_saved_until_its_term_ended_is_heard_of_before_the_next_confirms(fleet):
+    """Between the look at the news and the new term somebody freezes at another server."""
+    fleet.run("a", two_arms())
+    fleet.engines["a"].planner.stop()
+    fleet.clock.pass_(1)
+    fleet.lines["b"].before["lead"] = lambda: fleet.engines["c"].commands.freeze("ranker", actor="ann", reason="errors are up")
+    fleet.engines["b"].planner.tick()
+    assert fleet.leaders() == ["b"]
+    assert fleet.reasons("b") == {"FROZEN"}
+
+
 # Followers
 
 

@@ -133,6 +133,7 @@ async def test_a_second_server_on_the_same_file_is_refused_at_once(tmp_path):
         ({"listen": "nowhere"}, "listen"),
         ({"listen": "0.0.0.0:50051"}, "listen"),
         ({"listen": "127.0.0.1:99999"}, "listen"),
+        ({"listen": "127.0.0.1:²"}, "listen"),
         ({"store": "postgres:x"}, "store"),
         ({"store": "sqlite:"}, "store"),
         ({"log_format": "xml"}, "log-format"),

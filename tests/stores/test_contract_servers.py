@@ -42,6 +42,15 @@ def test_a_renewed_term_lasts_from_the_renewal(store, pass_time):
     assert store.lead("b", SECONDS) is None
 
 
+@pytest.mark.parametrize("seconds", [3_600.0, -3_600.0])
+def test_a_wall_clock_that_is_set_neither_ends_a_term_nor_prolongs_it(store, clock, pass_time, seconds):
+    assert store.lead("a", SECONDS)
+    clock.set_wall(seconds)
+    assert store.lead("b", SECONDS) is None
+    pass_time(1.1 * SECONDS)
+    assert store.lead("b", SECONDS)
+
+
 def test_a_term_that_ran_out_makes_room_for_a_larger_number(store, pass_time):
     first = store.lead("a", SECONDS)
     pass_time(1.1 * SECONDS)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import re
+import shutil
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -527,6 +528,25 @@ def test_a_save_that_was_never_finished_is_news_and_its_audit_is_chained_once(tw
     assert first_broken(records) == 0
 
 
+def test_news_are_told_while_a_save_that_was_never_finished_cannot_be_finished(two, redis_server, monkeypatch):
+    """A full Redis 6, say: whoever looks must hear what else there is, or its lease ends."""
+    dying, other = two
+    other.save([Save(record("before", uid=OTHER), None)])
+    monkeypatch.setattr(dying._saving, "_finish", _die)
+    with pytest.raises(Died):
+        dying.save([Save(record(), None, (entry("last words"),))])
+    monkeypatch.setattr(saving, "SILENT_SECONDS", -1)
+    with monkeypatch.context() as refused:
+
+        def full(*_: object) -> None:
+            raise Overloaded("the store has no room; nothing was written", reason="STORE_FULL")
+
+        refused.setattr(other._saving, "_chain", full)
+        assert other.news(0).names == ("default/before", "default/ranker")
+    other.news(0)
+    assert [found.entry.action for found in other.audit()] == ["last words"]
+
+
 def test_entries_left_behind_come_before_those_of_the_next_save(two, monkeypatch):
     dying, other = two
     with monkeypatch.context() as patch:
@@ -725,6 +745,45 @@ def test_who_knew_data_that_are_gone_writes_nothing(two, open_, redis_server, wr
     found = store.news(0).epoch
     assert found != epoch
     assert bool(found) == refilled
+
+
+def test_a_save_that_is_to_be_finished_in_another_life_of_the_store_leaves_no_trace_there(two, open_, redis_server, monkeypatch):
+    """Made, and then the store was emptied and begun anew by somebody else, before it was chained and told."""
+    store, _ = two
+    finish = store._saving._finish
+    others: list[RedisStore] = []
+
+    def emptied(*values: object) -> None:
+        erase(redis_server, store)
+        others.append(open_(store.url))
+        fill(others[0])
+        finish(*values)
+
+    monkeypatch.setattr(store._saving, "_finish", emptied)
+    store.save([Save(record("gone", uid=OTHER), None, (entry("create", "default/gone"),))])
+    (other,) = others
+    assert other.audit() == []
+    assert other.news(0).names == ("default/ranker",)
+    assert other.record("default/gone") is None
+
+
+def test_after_an_outage_what_was_told_counts_as_untold_since_the_store_may_have_gone_back(open_, tmp_path):
+    """Counts of changes that were announced come again in a store that is put back, and are then news to everybody."""
+    directory = tmp_path / "redis"
+    with Node(directory) as server:
+        store, other = open_(server.url), open_(server.url)
+        store.save([Save(record(), None)])
+        server.stop()
+        shutil.copytree(directory, tmp_path / "older")
+        server.start()
+        until(lambda: _is(store.add, [outcome(1)], [ACCEPTED]), "the store answers")
+        assert other.changed(0)[1] == [UID]
+        server.kill()
+        shutil.rmtree(directory)
+        shutil.copytree(tmp_path / "older", directory)
+        server.start()
+        until(lambda: _is(store.add, [outcome(2)], [ACCEPTED]), "the store answers")
+        assert other.changed(0)[1] == [UID]
 
 
 def test_exposures_of_a_store_that_lost_its_data_are_counted_in_its_next_life(two, redis_server):

@@ -363,6 +363,21 @@ def test_a_freeze_gets_through_on_a_full_disk(small_disk):
         assert store.check() == []
 
 
+def test_the_room_that_a_save_took_is_set_aside_again_at_once_and_not_when_outcomes_come(small_disk):
+    """Another program takes whatever is free; nobody reports; and freeze after freeze gets through."""
+    disk = small_disk("40m")
+    with opened(disk / "a.db") as store:
+        store.save([Save(record(), None)])
+        for version in range(2, 6):
+            fill(disk).rename(disk / f"filler-{version}")
+            frozen = record(version=version, status=Status(State.FROZEN, freeze_epoch=version))
+            assert store.save([Save(frozen, version - 1, (entry(),))]) == [None]
+            assert (disk / "a.db.reserve").stat().st_size >= sqlite_file.RESERVE_BYTES >> version
+        assert reason_of(lambda: store.add([outcome(1)])) == "STORE_FULL"
+    with opened(disk / "a.db") as store:
+        assert store.record("default/ranker") == frozen
+
+
 def test_a_store_opens_on_a_full_disk_and_still_freezes(small_disk):
     disk = small_disk("40m")
     with opened(disk / "a.db") as store:

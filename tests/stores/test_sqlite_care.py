@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
+import os
 import shutil
 import sqlite3
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,12 +17,14 @@ import pytest
 from allocator.core.lifecycle import State
 from allocator.core.outcome import Outcome
 from allocator.errors import AlreadyExists, NotFound, Unavailable
-from allocator.stores import sqlite_care
+from allocator.ports import Save
+from allocator.stores import sqlite_care, sqlite_file
 from allocator.stores.sqlite import SqliteStore
 from tests.cli.conftest import said
 from tests.conftest import ManualClock, two_arms
 from tests.engine.conftest import Rehearsal
 from tests.faults import checker
+from tests.stores.conftest import record
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 
@@ -130,6 +135,167 @@ def test_what_is_restored_begins_another_life_under_the_same_secret_and_leaves_n
     assert len(lives) == 3
     assert [file.name for file in tmp_path.iterdir() if "restore" in file.name or "incoming" in file.name] == []
     assert Path(path).stat().st_mode & 0o777 == 0o600
+
+
+FILE_CALLS = ("link", "rename", "unlink", "fsync")
+
+
+def broken_off(monkeypatch, number: int, call: Callable[[], object], *, killed: bool) -> bool:
+    """Break `call` off at its Nth operation on files, by kill -9 or by Ctrl-C. Returns whether it came that far."""
+    count = 0
+
+    def counted(real: Callable) -> Callable:
+        def one(*values: object, **named: object) -> object:
+            nonlocal count
+            count += 1
+            if count == number:
+                if killed:
+                    os._exit(9)
+                raise KeyboardInterrupt
+            return real(*values, **named)
+
+        return one
+
+    child = os.fork() if killed else 0
+    if child:
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+    with monkeypatch.context() as patch:
+        for name in FILE_CALLS:
+            patch.setattr(os, name, counted(getattr(os, name)))
+        with contextlib.suppress(KeyboardInterrupt):
+            call()
+    if killed:
+        os._exit(0)
+    return count >= number
+
+
+def killed_store(where: Path) -> Path:
+    """A store whose process was killed: what it acknowledged stands in its log alone."""
+    live = where / "live"
+    with contextlib.closing(SqliteStore(live / "store.db")) as store:
+        store.save([Save(record("old"), None)])
+        shutil.copytree(live, where / "killed")
+    return where / "killed" / "store.db"
+
+
+@pytest.mark.parametrize("killed", [False, True], ids=["Ctrl-C", "kill -9"])
+@pytest.mark.parametrize("damaged", [False, True], ids=["whole", "damaged"])
+def test_a_restore_that_is_broken_off_anywhere_leaves_the_old_store_whole_or_the_new_one(tmp_path, monkeypatch, damaged, killed):
+    backup = str(tmp_path / "backup.db")
+    with contextlib.closing(SqliteStore(tmp_path / "new.db")) as store:
+        store.save([Save(record("new"), None)])
+        store.backup(backup)
+    found: list[str] = []
+    for number in range(1, 200):
+        path = killed_store(tmp_path / str(number))
+        if damaged:
+            log = Path(f"{path}-wal")
+            content = bytearray(log.read_bytes())
+            content[-100] ^= 1
+            log.write_bytes(content)
+        came = broken_off(monkeypatch, number, lambda path=path: sqlite_care.restore(backup, str(path), replace=True), killed=killed)
+        kept = list(path.parent.glob("*.replaced"))
+        if came and not damaged and not killed:
+            assert not any(file.samefile(path) for file in kept)
+        try:
+            with contextlib.closing(SqliteStore(path)) as store:
+                (name,) = [known.experiment.name for known in store.records()]
+                assert store.check() == []
+        except Unavailable as error:
+            assert damaged
+            found.append(error.reason)
+        else:
+            found.append(name)
+        if not came:
+            break
+        assert sqlite_care.restore(backup, str(path), replace=True), "it is put right by doing it again"
+        assert sqlite_care.check(str(path)) == []
+    assert found[-1] == "new"
+    assert set(found) == ({"STORE_CORRUPT", "new"} if damaged else {"old", "new"})
+    assert found == sorted(found, key="new".__eq__), "from some operation on it is done"
+    assert sqlite_care.check(str(kept[0])) == [] or damaged
+
+
+def test_two_restores_within_one_second_keep_both_of_what_was_there(path, tmp_path):
+    copy = str(tmp_path / "copy.db")
+    sqlite_care.backup(path, copy)
+    with contextlib.closing(SqliteStore(path)) as store:
+        store.save([Save(record("precious"), None)])
+    kept = [sqlite_care.restore(copy, path, replace=True) for _ in range(3)]
+    assert len(set(kept)) == 3
+    names = []
+    for file in kept:
+        with contextlib.closing(SqliteStore(file)) as store:
+            names.append([known.experiment.name for known in store.records()])
+    assert names == [["precious", "ranker"], ["ranker"], ["ranker"]]
+
+
+def test_what_is_no_file_or_another_programs_or_in_its_use_is_not_replaced(path, tmp_path, monkeypatch):
+    monkeypatch.setattr(sqlite_file, "BUSY_SECONDS", 0.05)
+    copy = str(tmp_path / "copy.db")
+    sqlite_care.backup(path, copy)
+    directory = tmp_path / "directory"
+    directory.mkdir()
+    (directory / "precious").touch()
+    result = said("db", "restore", copy, str(directory), "--yes")
+    assert result.code == 2
+    assert "which is no file; a store is a file" in result.err
+    assert [file.name for file in directory.iterdir()] == ["precious"]
+    foreign = tmp_path / "foreign.db"
+    with contextlib.closing(sqlite3.connect(foreign)) as db:
+        db.execute("CREATE TABLE theirs (x)")
+        db.commit()
+    before = foreign.read_bytes()
+    with pytest.raises(Unavailable) as caught:
+        sqlite_care.restore(copy, str(foreign), replace=True)
+    assert caught.value.reason == "STORE_FOREIGN"
+    assert foreign.read_bytes() == before
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as reader:
+        with contextlib.closing(sqlite3.connect(path)) as writer:
+            writer.execute("INSERT INTO kinds VALUES ('x', 1)")
+            reader.execute("BEGIN")
+            reader.execute("SELECT count(*) FROM kinds").fetchone()
+            writer.commit()
+        with pytest.raises(Unavailable, match=r"another program has .* open; nothing was replaced") as caught:
+            sqlite_care.restore(copy, path, replace=True)
+        assert caught.value.reason == "STORE_LOCKED"
+    assert list(tmp_path.glob("*.replaced")) == []
+    assert sqlite_care.restore(copy, path, replace=True)
+
+
+def test_a_link_to_a_store_stays_a_link_and_what_it_leads_to_is_replaced(path, tmp_path):
+    copy, link = str(tmp_path / "copy.db"), tmp_path / "link.db"
+    sqlite_care.backup(path, copy)
+    with contextlib.closing(SqliteStore(path)) as store:
+        store.save([Save(record("later"), None)])
+    link.symlink_to(path)
+    kept = sqlite_care.restore(copy, str(link), replace=True)
+    assert link.is_symlink()
+    assert kept.startswith(f"{path}.")
+    with contextlib.closing(SqliteStore(link)) as store:
+        assert [known.experiment.name for known in store.records()] == ["ranker"]
+
+
+def test_a_log_whose_file_is_gone_is_kept_aside_and_not_read_into_what_is_restored(path, tmp_path):
+    copy = str(tmp_path / "copy.db")
+    sqlite_care.backup(path, copy)
+    old = killed_store(tmp_path / "x")
+    old.unlink()
+    kept = sqlite_care.restore(copy, str(old))
+    assert {file.name.removeprefix(Path(kept).name) for file in old.parent.glob("*.replaced*")} == {"-wal", "-shm", ".tail"}
+    assert sqlite_care.check(str(old)) == []
+
+
+def test_where_a_file_has_but_one_name_the_old_store_is_copied(path, tmp_path, monkeypatch):
+    copy = str(tmp_path / "copy.db")
+    sqlite_care.backup(path, copy)
+
+    def link(*_: object) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", link)
+    kept = sqlite_care.restore(copy, path, replace=True)
+    assert sqlite_care.check(kept) == sqlite_care.check(path) == []
 
 
 def test_a_damaged_backup_replaces_nothing(path, tmp_path):
