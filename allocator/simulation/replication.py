@@ -12,8 +12,9 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Series:
-    """One replication over time, at P points. seconds: (P,), since the start. weights: (P, arms), slots as served / 65,536. exposures:
-    (P, arms), decisions so far. evidence: (P, arms), of the breach that is nearest, as a share of what freezes. regret: (P,). stage: (P,).
+    """One replication over time, at P points. seconds: (P,), since the start. weights: (P, arms), slots as served / 65,536; of a policy of
+    the literature, which has no slots, shares of the requests since the last point. exposures: (P, arms), decisions so far. evidence:
+    (P, arms), of the breach that is nearest, as a share of what freezes. regret: (P,). stage: (P,).
     """
 
     seconds: Floats
