@@ -123,14 +123,14 @@ class Caller:
         await self.channel.close()
 
 
-async def serves_candidates(caller: Caller, seconds: float = 10.0) -> None:
-    """Wait until the server has heard that the experiment runs."""
+async def allocates(caller: Caller, seconds: float = 10.0) -> None:
+    """Wait until the server has heard that the experiment runs: its weights decide, however little they give the candidate."""
     loop = asyncio.get_running_loop()
     end = loop.time() + seconds
     request = service_pb.BatchDecideRequest(experiment=caller.experiment, units=[f"asked-{number}" for number in range(100)])
     while True:
         try:
-            if 1 in (await caller.allocator.BatchDecide(request, timeout=5)).arm_index:
+            if pb.REASON_ALLOCATED in (await caller.allocator.BatchDecide(request, timeout=5)).reasons:
                 return
         except grpc.RpcError as error:
             if error.code() is not grpc.StatusCode.NOT_FOUND:

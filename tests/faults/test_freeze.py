@@ -24,7 +24,7 @@ from allocator.v1 import operator_service_pb2 as operator_pb
 from tests.conftest import two_arms
 from tests.engine.fleet import Fleet
 from tests.faults.history import History
-from tests.faults.servers import Caller, serves_candidates
+from tests.faults.servers import Caller, allocates
 from tests.processes import Server
 from tests.redis_servers import Node, until
 
@@ -122,7 +122,7 @@ def real_trial(where: Path, fate: str, before: int, gone: bool, teller: str) -> 
         try:
             start("ab")
             ask(servers["a"].address, history, lambda caller: caller.begin())
-            ask(servers["b"].address, history, serves_candidates)
+            ask(servers["b"].address, history, allocates)
             shutil.copytree(node.directory, where / "older")
             if gone:
                 node.kill()

@@ -16,7 +16,7 @@ from allocator.v1 import operator_service_pb2 as operator_pb
 from tests.faults import checker
 from tests.faults.history import History
 from tests.faults.proxy import Proxy
-from tests.faults.servers import RANKER, Caller, serves_candidates
+from tests.faults.servers import RANKER, Caller, allocates
 from tests.processes import Server, served, until
 from tests.redis_servers import Node, Sentinels
 
@@ -62,7 +62,7 @@ def test_redis_killed_and_restarted_empty_forgets_no_freeze_and_serves_no_candid
                 assert await other.command("freeze", "before the store dies")
                 for _ in range(10):
                     assert await ann.serve(rng, 50, may_fail=False)
-                await serves_candidates(ben)
+                await allocates(ben)
                 before = time.perf_counter()
                 node.restart(empty=True)
                 restarted = time.perf_counter()

@@ -19,7 +19,7 @@ from allocator.v1 import allocator_service_pb2 as service_pb
 from allocator.v1 import allocator_service_pb2_grpc as service_grpc
 from tests.faults import checker
 from tests.faults.history import History
-from tests.faults.servers import RANKER, STATUSES, Caller, serves_candidates
+from tests.faults.servers import RANKER, STATUSES, Caller, allocates
 from tests.processes import served
 from tests.redis_servers import Node
 
@@ -35,8 +35,8 @@ def test_a_server_that_is_told_to_end_under_load_costs_its_callers_nothing(tmp_p
             decided, reported, wrong = 0, 0, []
             async with Caller(servers[0].address, history, "ann") as ann, Caller(servers[1].address, history, "ben") as ben:
                 await ann.begin()
-                await serves_candidates(ann)
-                await serves_candidates(ben)
+                await allocates(ann)
+                await allocates(ben)
             ended, more = asyncio.Event(), asyncio.Event()
             target = "ipv4:" + ",".join(server.address for server in servers)
             async with grpc.aio.insecure_channel(target, options=options) as channel:
@@ -102,7 +102,7 @@ def test_a_planner_that_was_paused_past_its_term_stores_nothing_stale_and_anothe
             took = []
             async with Caller(servers[0].address, history, "ann") as ann, Caller(servers[1].address, history, "ben") as ben:
                 await ann.begin()
-                await serves_candidates(ben)
+                await allocates(ben)
                 callers = {0: ann, 1: ben}
                 for _ in range(2):
                     holder = node.ask("GET", "{allocator}:leader")
@@ -142,8 +142,8 @@ def test_the_python_client_goes_on_with_the_other_server_when_one_is_killed(tmp_
         async def story() -> tuple[int, int]:
             async with Caller(servers[0].address, history, "ann") as ann, Caller(servers[1].address, history, "ben") as ben:
                 await ann.begin()
-                await serves_candidates(ann)
-                await serves_candidates(ben)
+                await allocates(ann)
+                await allocates(ben)
             failed, stale = 0, 0
             async with AsyncClient("ipv4:" + ",".join(server.address for server in servers), decide_timeout=2) as client:
                 for number in range(600):
