@@ -15,7 +15,7 @@ from enum import Enum
 from typing import NamedTuple, Protocol
 
 from allocator.core.audit import AuditEntry, AuditRecord
-from allocator.core.record import Cell, Record
+from allocator.core.record import REWARD, Cell, Record
 from allocator.errors import AllocatorError
 
 
@@ -77,6 +77,18 @@ class OutcomeRow(NamedTuple):
     contributions: tuple[Contribution, ...]
 
 
+def losses(rows: Iterable[OutcomeRow]) -> set[str]:
+    """Uids of the experiments of which a guardrail sees a loss in these. All other outcomes can wait: what was not reported yet counts as
+    harmless, so the evidence of harm rises by losses alone. Rows that say the same share their contributions, and are looked at once.
+    """
+    distinct = {(row.uid, id(row.contributions)): row.contributions for row in rows}
+    return {
+        uid
+        for (uid, _), contributions in distinct.items()
+        if any(cell.total > 0 and cell.stream != REWARD for _, cell in contributions)
+    }
+
+
 class ExposureRow(NamedTuple):
     """Decisions made, to be added: one cell of the streams EXPOSURES, UNITS or RATIO."""
 
@@ -127,7 +139,12 @@ class News:
 
 
 class Store(Protocol):
-    """Everything that must outlive a process. Several servers may share one; each method is one atomic step for all of them."""
+    """Everything that must outlive a process. Several servers may share one; each method is one atomic step for all of them.
+
+    shared: may others count in it too?
+    """
+
+    shared: bool
 
     def secret(self) -> bytes:
         """32 random bytes made when the store was created: the key of its decision ids."""
@@ -168,7 +185,7 @@ class Store(Protocol):
         """Settled cells of an experiment, their buckets coarsened."""
 
     def changed(self, since: int) -> tuple[int, list[str]]:
-        """A new mark, and the uids whose cells changed after the mark `since` (0: all that have any cell)."""
+        """A new mark, and the uids whose cells changed after the mark `since` (0: all that have any cell), the latest first."""
 
     def grant(self, uid: str, arm: int, kind: str, amount: int, limit: int) -> int:
         """Set aside up to `amount` of what was not granted before of `limit`, for this experiment, arm and kind. Return how much.
@@ -197,9 +214,10 @@ class Store(Protocol):
         """What was saved and put after the mark `since` (0: everything there is). Raises Unavailable."""
 
     def listen(self, listener: Callable[[], None]) -> Callable[[], None]:
-        """Call `listener`, from any thread, soon after another server saved or counted something. Returns what stops it.
+        """Call `listener`, from any thread, soon after another server saved something or counted a loss. Returns what stops it.
 
-        Best effort: a call may be missed, so who listens also asks from time to time.
+        Best effort: a call may be missed, so who listens also asks from time to time. What else was counted can wait for that: see
+        `losses`.
         """
 
     def items(self, kind: str) -> dict[str, str]:

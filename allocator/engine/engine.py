@@ -66,7 +66,7 @@ class Engine:
         self.planner = Planner(
             store, self.registry, self.live, self.grants, self.keeper, self.term, clock, refresh_seconds, observe
         )
-        self.ingest = Ingest(store, self.registry, clock, self.planner.wake, self.keeper.refuse_outcomes, self.planner.catch_up)
+        self.ingest = Ingest(store, self.registry, clock, self.planner.counted, self.keeper.refuse_outcomes, self.planner.catch_up)
         self.commands = Commands(self.registry, self.planner, self.keeper, clock, entropy)
         self.keeper.learned = self._learned
         self.grants.observe = self.keeper.note_granted

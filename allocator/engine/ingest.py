@@ -17,14 +17,14 @@ from enum import Enum
 from allocator.core.decider import Exposure
 from allocator.core.decision_id import DecisionId, read
 from allocator.core.outcome import Outcome
-from allocator.core.record import REWARD
 from allocator.engine.exposures import ExposureBatch, Lives, batch_rows, exposure_rows
 from allocator.engine.registry import Registry
 from allocator.errors import InvalidArgument, Violation
-from allocator.ports import Clock, Contribution, Counted, ExposureRow, OutcomeRow, Store
+from allocator.ports import Clock, Contribution, Counted, ExposureRow, OutcomeRow, Store, losses
 
 MAX_OUTCOMES = 1000
 RECALLED = 4096  # outcomes in whole numbers that say the same as an earlier one are checked and turned into cells once
+TOLD = 4096  # answers that are kept, one for each experiment and what became of an outcome
 FUTURE_SECONDS = 60.0  # how far ahead of ours a decider's clock may be
 
 
@@ -94,8 +94,8 @@ class Begun:
 class Ingest:
     """Reads ids, checks values, counts.
 
-    `urgent` is called after each commit with a loss in it that a guardrail looks at. Whatever else was counted can wait for the next
-    refresh of the weights: what has not been reported yet counts as harmless, so the evidence of harm rises by losses alone.
+    `counted` is told after each commit of which experiments outcomes were in it, of which exposures, and of which losses that a guardrail
+    looks at.
     """
 
     def __init__(
@@ -103,7 +103,7 @@ class Ingest:
         store: Store,
         registry: Registry,
         clock: Clock,
-        urgent: Callable[[], None],
+        counted: Callable[[set[str], set[str], set[str]], None],
         refuse: Callable[[], None],
         catch_up: Callable[[], None],
     ) -> None:
@@ -111,10 +111,11 @@ class Ingest:
         self._store = store
         self._registry = registry
         self._clock = clock
-        self._urgent = urgent
+        self._counted = counted
         self._refuse = refuse
         self._catch_up = catch_up
         self.key = b""
+        self._told: dict[tuple[str, Counted], Result] = {}
         self._recalled: dict[tuple[object, ...], tuple[int, tuple[Contribution, ...]]] = {}
         self._lives = Lives()
 
@@ -193,15 +194,11 @@ class Ingest:
     def _answers(self, checked: _Checked, counted: Sequence[Counted]) -> tuple[list[Result], int]:
         """The answers, once the store has counted."""
         results, rows, lost = checked.results, checked.rows, checked.lost
-        told: dict[tuple[str, Counted], Result] = {}
         for place, row, what in zip(checked.places, rows, counted, strict=False):
-            result = told.get((row.uid, what))
-            if result is None:
-                result = told[row.uid, what] = Result(*COUNTED[what], self._name(row.uid))
-            results[place] = result
+            results[place] = self._told.get((row.uid, what)) or self._tell(row.uid, what)
         lost += sum(count for (_, count), what in zip(checked.others, counted[len(rows) :], strict=True) if what is Counted.LATE)
-        if _losses(rows):
-            self._urgent()
+        exposed = {row.uid for row in checked.exposures} | {row.uid for row, _ in checked.others}
+        self._counted({row.uid for row in rows}, exposed, losses(rows))
         return [result for result in results if result is not None], lost
 
     def _row(self, index: int, outcome: Outcome, now: float, faults: list[Violation], wait: bool) -> OutcomeRow | Result:
@@ -254,6 +251,15 @@ class Ingest:
                 self._recalled[same] = recalled
         return OutcomeRow(contract.uid, decision.nonce, bucket, *recalled)
 
+    def _tell(self, uid: str, what: Counted) -> Result:
+        """The answer for outcomes that the store has decided on, kept while its experiment is known: a uid never changes its name."""
+        result = Result(*COUNTED[what], self._name(uid))
+        if result.experiment:
+            if len(self._told) >= TOLD:
+                self._told.clear()
+            self._told[uid, what] = result
+        return result
+
     def _weights(self, decision: DecisionId) -> tuple[int, ...] | None:
         if decision.gated:
             return None
@@ -265,12 +271,6 @@ class Ingest:
     def _name(self, uid: str) -> str:
         record = self._registry.of_uid(uid)
         return record.name if record is not None else ""
-
-
-def _losses(rows: Sequence[OutcomeRow]) -> bool:
-    """Does any guardrail see a loss in these? Rows that say the same share their contributions, and are looked at once."""
-    distinct = {id(row.contributions): row.contributions for row in rows}
-    return any(cell.total > 0 and cell.stream != REWARD for contributions in distinct.values() for _, cell in contributions)
 
 
 def _whole(outcome: Outcome) -> bool:

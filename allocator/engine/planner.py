@@ -2,11 +2,12 @@
 
 In: which experiments have new outcomes, and the time. Out: new weights and state changes, stored and in force. One thread carries it out.
 It is woken when losses were committed and looks at the guardrails of those experiments at once; what else was counted is taken along at
-each refresh, when weights follow. An experiment to which nothing happens costs nothing: it is looked at when something of it is due; what
-is due stands in a heap.
+each refresh, when weights follow. An experiment to which nothing happens costs nothing. What comes first and what can wait: `agenda.py`. A
+pass in which a loss is told breaks off and begins again with it; after a long pass there is a pause as long, so that decisions, which
+need the same interpreter, are not held up for as long as there is something to plan.
 
 Of all servers on one store one plans, for a term; the others follow: they publish what it saved, and keep their own leases of budgets
-filled. A server that takes over looks at every experiment once, some at a time, those with new outcomes first. Its writes carry the
+filled. A server that takes over looks at every experiment once, some at a time, those that changed last first. Its writes carry the
 number of the term, and it makes none when the term is over by its own clock.
 
 A plan whose record was changed meanwhile is refused by the store and made again. A freeze that cannot be stored is served all the same
@@ -18,11 +19,9 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from heapq import heappop, heappush
 
 import structlog
 
@@ -34,6 +33,7 @@ from allocator.core.plan import Plan, carried_out, plan
 from allocator.core.record import Record
 from allocator.core.settling import GRACE_SECONDS, coarsening
 from allocator.core.tally import Tally, tally
+from allocator.engine.agenda import Agenda, Turn
 from allocator.engine.follower import Follower
 from allocator.engine.grants import Grants
 from allocator.engine.keeper import Keeper
@@ -45,10 +45,12 @@ from allocator.ports import Clock, Pending, Save, Settle, Store
 
 ACTOR = "planner"
 SAFER = ("experiment.freeze", "arm.drain")  # actions of a plan that must not be forgotten
-LOOK_AGAIN_SECONDS = 30.0  # an experiment with open buckets is looked at this often even when nothing is reported
+LOOK_AGAIN_SECONDS = 30.0  # after which an experiment with open buckets is due even when nothing is reported
 LEAST_PAUSE_SECONDS = 0.02  # between two passes, so that a burst of outcomes is planned once; longer, and freezes come later
 JUMP_SECONDS = 5.0  # by which the wall clock may run ahead of the monotonic one between two passes
 RETRY_SECONDS = 0.5  # after a pass that failed: a store that is gone is not asked at each wake-up
+PASS_SECONDS = 0.05  # that a pass gives to what can wait before it breaks off for a loss
+LONGEST_PAUSE_SECONDS = 1.0  # after a long pass
 PASS_EXPERIMENTS = 256  # planned in one pass, so that after a takeover of thousands a freeze does not wait for all of them
 
 log = structlog.get_logger()
@@ -94,21 +96,29 @@ class Planner:
         self._number: int | None = None  # of the term in which everything was looked at
         self._healthy = True
         self._pace: float | None = None  # wall clock less monotonic clock, at the last look
-        self._due = Due()
-        self._asked: deque[str] = deque()  # by other threads too
+        self._agenda = Agenda()
         self._weighed: dict[str, float] = {}
         self._limited: dict[str, float] = {}
         self._filled = -math.inf
         self._woken = threading.Event()
+        self._hurried = threading.Event()
         self._stopped = threading.Event()
         self._thread: threading.Thread | None = None
         self._stop_listening: Callable[[], None] | None = None
         self._pass_lock = threading.Lock()
+        self.crashes = 0  # of plans, since the start
         self.last: dict[str, Planned] = {}  # of each uid that is planned here; another planner knows better, and the end needs none
 
     def wake(self) -> None:
-        """Losses were committed or a record was changed: look now."""
+        """A record was changed, here or elsewhere, or a lease runs low: look now."""
         self._woken.set()
+        self._hurried.set()
+
+    def counted(self, outcomes: Collection[str], exposures: Collection[str], losses: Collection[str]) -> None:
+        """The experiments of which this server has just counted outcomes, exposures, losses. Losses are looked at now."""
+        self._agenda.counted(outcomes, exposures, losses)
+        if losses:
+            self.wake()
 
     def start(self) -> None:
         """Run in a thread of its own."""
@@ -118,7 +128,7 @@ class Planner:
     def stop(self) -> None:
         """End the thread after the pass that it is in, and make room for another planner."""
         self._stopped.set()
-        self._woken.set()
+        self.wake()
         if self._thread is not None:
             self._thread.join()
         if self._stop_listening is not None:
@@ -135,6 +145,7 @@ class Planner:
             if self._stopped.is_set():
                 return
             pause = LEAST_PAUSE_SECONDS
+            begun = time.perf_counter()
             try:
                 if self._stop_listening is None:
                     self._stop_listening = self._store.listen(self.wake)
@@ -145,7 +156,10 @@ class Planner:
             except Exception:
                 log.exception("planner.crashed")
                 pause = RETRY_SECONDS
+            took = time.perf_counter() - begun
             self._stopped.wait(pause)
+            if took > pause:
+                self._hurried.wait(min(took, LONGEST_PAUSE_SECONDS) - pause)
 
     def tick(self, most: int = PASS_EXPERIMENTS) -> list[Planned]:
         """One pass: hear what others did; as the planner, plan what has new outcomes or is due, save, publish; fill leases.
@@ -173,25 +187,33 @@ class Planner:
 
     def replan(self, uid: str) -> None:
         """Plan this experiment in the next pass, weights included, whether or not it has new outcomes."""
-        self._asked.append(uid)
+        self._agenda.ask(uid)
         self.wake()
 
     def _pass(self, most: int) -> list[Planned]:
+        self._hurried.clear()
         now = self._clock.now()
-        changed = self._follower.look()
+        self._hear()
         if self._keeper.lost:
             return self._be_lost()
         number = self._term.hold(healthy=self._healthy)
         self._healthy = False
         if number is not None and number != self._number:
-            changed += self._follower.look()  # what the planner before saved since the first look; from now on nobody else's plan is stored
+            self._hear()  # what the planner before saved since the first look; from now on nobody else's plan is stored
             if self._keeper.lost:
                 return self._be_lost()
         self._keeper.push()
-        planned = self._follow(now) if number is None else self._lead(number, [record.uid for record in changed], now, most)
+        planned = self._follow(now) if number is None else self._lead(number, now, most)
         self._keeper.flush()
         self._healthy = True
         return planned
+
+    def _hear(self) -> None:
+        """Hear of records that others changed, to look at them, weights included."""
+        heard = [record.uid for record in self._follower.look()]
+        self._agenda.again(heard)
+        for uid in heard:
+            self._weighed.pop(uid, None)
 
     def _be_lost(self) -> list[Planned]:
         """Candidates get nothing from a table whose store is lost, and nobody plans it."""
@@ -201,35 +223,60 @@ class Planner:
         self._keeper.reassert()
         return []
 
-    def _lead(self, number: int, heard: list[str], now: float, most: int) -> list[Planned]:
-        """heard: uids of records that others changed."""
+    def _lead(self, number: int, now: float, most: int) -> list[Planned]:
         self._mark, changed = self._store.changed(self._mark)
-        if self._number is None or number not in (self._number, self._number + 1):  # somebody else's term may have been between
-            self._due.all(self._registry.uids(), -math.inf)
+        taken_over = self._number is None or number not in (self._number, self._number + 1)  # somebody else's term may have been between
+        self._agenda.changed(() if taken_over else changed, now, shared=self._store.shared)
+        if taken_over:
+            self._agenda.everything((*changed, *self._registry.uids()))
         self._number = number
         self._keep_pace(now)
-        wanted: dict[str, None] = {}
-        while self._asked:
-            wanted[self._asked.popleft()] = None
-        for uid in (*wanted, *heard):
+        turn = self._agenda.take(now, self._clock.monotonic(), most)
+        for uid in turn.asked:
             self._weighed.pop(uid, None)
-        for uid in (*changed, *heard):
-            if len(wanted) < most:
-                wanted[uid] = None
-            else:
-                self._due.set(uid, -math.inf)
-        wanted.update(dict.fromkeys(self._due.take(now, most - len(wanted))))
-        known = [record for uid in wanted if (record := self._registry.of_uid(uid)) is not None]
-        planned = [done for record in known if (done := self._plan(record, now)) is not None]
-        if not self._save(planned, now):
+        try:
+            planned = self._plan_all(turn, now)
+            saved = self._save(planned, now)
+        except BaseException:
+            self._agenda.give_back(turn)
+            raise
+        if not saved:
+            self._agenda.give_back(turn)
             return planned
         self._live.confirm(self._follower.asked)
         for done in planned:
             self._grants.renew(done.record.uid, done.plan.limits)
         self._fill([done.record.uid for done in planned])
-        if self._due.waiting(now):
-            self.wake()
+        if self._agenda.waiting():
+            self._woken.set()
         return planned
+
+    def _plan_all(self, turn: Turn, now: float) -> list[Planned]:
+        """Plan these. What can wait goes back when something comes that cannot and others have had their time."""
+        first = [done for uid in (*turn.asked, *turn.losses) if (done := self._plan_one(uid, now)) is not None]
+        then, begun = [], time.perf_counter()
+        for place, uid in enumerate(turn.then):
+            if place and self._hurried.is_set() and time.perf_counter() - begun > PASS_SECONDS:
+                self._agenda.again(turn.then[place:])
+                break
+            if (done := self._plan_one(uid, now)) is not None:
+                then.append(done)
+        return first + then
+
+    def _plan_one(self, uid: str, now: float) -> Planned | None:
+        """Plan it. A fault that nobody foresaw keeps no other experiment from being planned."""
+        record = self._registry.of_uid(uid)
+        if record is None:
+            return None
+        try:
+            return self._plan(record, now)
+        except AllocatorError:
+            raise
+        except Exception:
+            self.crashes += 1
+            log.exception("plan.crashed", experiment=record.name)
+            self._agenda.set(uid, now + LOOK_AGAIN_SECONDS)
+            return None
 
     def _keep_pace(self, now: float) -> None:
         """A wall clock that jumped gives no stage time that nobody spent in it: where it ran ahead, beginnings of stages move along.
@@ -241,7 +288,7 @@ class Planner:
         if abs(jumped) <= JUMP_SECONDS:
             self._pace = pace
             return
-        self._due.all(self._registry.uids(), -math.inf)  # what was due by the old clock
+        self._agenda.everything(self._registry.uids())  # what was due by the old clock
         saves = []
         for record in self._registry.all():
             status = record.status
@@ -257,7 +304,7 @@ class Planner:
         """Confirm what the planner elsewhere confirmed, and keep this server's leases filled."""
         self._number = None
         self._pace = now - self._clock.monotonic()
-        self._asked.clear()
+        self._agenda.forget()
         self.last.clear()
         self._live.confirm(self._follower.confirmed)
         if self._registry.leased:
@@ -294,7 +341,7 @@ class Planner:
 
     def _plan(self, record: Record, now: float) -> Planned | None:
         if record.status.state in (State.DRAFT, State.ROLLED_BACK, State.CONCLUDED):
-            self._due.set(record.uid, math.inf)
+            self._agenda.set(record.uid, math.inf)
             self._grants.renew(record.uid, None)
             self.last.pop(record.uid, None)
             return None
@@ -304,11 +351,11 @@ class Planner:
             made = plan(record, found, now)
         except InvalidArgument as error:
             log.error("plan.refused", experiment=record.name, reason=error.reason, error=error.message)
-            self._due.set(record.uid, now + LOOK_AGAIN_SECONDS)
+            self._agenda.set(record.uid, now + LOOK_AGAIN_SECONDS)
             return None
         planned = Planned(record, made, found, now, time.perf_counter() - started)
         self.last[record.uid] = planned
-        self._due.set(record.uid, self._next(record, made, found, now))
+        self._agenda.set(record.uid, self._next(record, made, found, now))
         if self._observe is not None:
             self._observe(planned)
         return planned
@@ -344,7 +391,7 @@ class Planner:
         except (Unavailable, Overloaded) as error:
             log.warning("plan.not_stored", reason=error.reason, error=error.message, experiments=len(saves))
             for save, done in zip(saves, made_by, strict=True):
-                self._due.set(save.record.uid, now + self._refresh)
+                self._agenda.set(save.record.uid, now + self._refresh)
                 if save.record.status.state is State.FROZEN or len(save.record.status.drained) > len(done.record.status.drained):
                     self._hold(save, done)
             return True
@@ -354,8 +401,7 @@ class Planner:
                     log.warning("term.stale", experiment=save.record.name, error=error.message)
                     self._term.lost()
                     return False
-                self._due.set(save.record.uid, now)
-                self.wake()
+                self._agenda.again([save.record.uid])
                 continue
             for occurrence in done.plan.occurrences:
                 log.info(occurrence.action, experiment=save.record.name, reason=occurrence.reason, version=save.record.version)
@@ -377,48 +423,9 @@ class Planner:
             return None
         urgent = bool(made.occurrences) or made.settle_through is not None or made.status != record.status
         if not urgent and now - self._weighed.get(record.uid, -math.inf) < self._refresh:
-            self._due.sooner(record.uid, self._weighed[record.uid] + self._refresh)
+            self._agenda.sooner(record.uid, self._weighed[record.uid] + self._refresh)
             return None
         self._weighed[record.uid] = now
         audit = tuple(AuditEntry(now, ACTOR, o.action, record.name, o.reason) for o in made.occurrences)
         settle = None if made.settle_through is None else Settle(made.settle_through, coarsening(record.experiment))
         return Save(after, record.version, audit, settle)
-
-
-class Due:
-    """When each experiment is to be looked at, the next one at hand whatever their number. Belongs to the planner's passes."""
-
-    def __init__(self) -> None:
-        self._at: dict[str, float] = {}
-        self._heap: list[tuple[float, str]] = []  # with times that were changed since; they are skipped
-
-    def set(self, uid: str, at: float) -> None:
-        """Look at it at `at`, seconds since the epoch; never by itself when infinite."""
-        self._at[uid] = at
-        if at < math.inf:
-            heappush(self._heap, (at, uid))
-
-    def sooner(self, uid: str, at: float) -> None:
-        """Look at it at `at`, or before that."""
-        if at < self._at.get(uid, math.inf):
-            self.set(uid, at)
-
-    def all(self, uids: list[str], at: float) -> None:
-        """Look at each of these at `at`, and at no others."""
-        self._at = dict.fromkeys(uids, at)
-        self._heap = [(at, uid) for uid in uids]  # all equal: a heap
-
-    def waiting(self, now: float) -> bool:
-        """Is any due?"""
-        while self._heap and self._at.get(self._heap[0][1]) != self._heap[0][0]:
-            heappop(self._heap)
-        return bool(self._heap) and self._heap[0][0] <= now
-
-    def take(self, now: float, most: int) -> list[str]:
-        """Those due, the longest due first, at most so many. They are not due any more."""
-        taken = []
-        while len(taken) < most and self.waiting(now):
-            _, uid = heappop(self._heap)
-            self._at[uid] = math.inf
-            taken.append(uid)
-        return taken

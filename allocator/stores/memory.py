@@ -13,7 +13,7 @@ from concurrent.futures import Future
 from allocator.core.audit import GENESIS, AuditEntry, AuditRecord
 from allocator.core.record import Cell, Record
 from allocator.errors import AllocatorError, Overloaded
-from allocator.ports import Clock, Counted, Entropy, ExposureRow, News, OutcomeRow, Save, Settle, SystemClock, SystemEntropy
+from allocator.ports import Clock, Counted, Entropy, ExposureRow, News, OutcomeRow, Save, Settle, SystemClock, SystemEntropy, losses
 from allocator.stores import rules
 from allocator.stores.rules import Decision, Sums, Term
 
@@ -31,6 +31,7 @@ class MemoryStore:
         self._secret = entropy.bytes(32)
         self._epoch = entropy.bytes(8).hex()
         self._term = Term()
+        self._holders: set[str] = set()
         self._items: dict[str, dict[str, str]] = {}
         self._saved: dict[str, int] = {}  # name → mark of its last save
         self._put: dict[str, int] = {}  # kind → mark of its last put
@@ -45,6 +46,11 @@ class MemoryStore:
         self._granted: dict[str, dict[tuple[int, str], int]] = {}
         self._mark = 0
         self._marks: dict[str, int] = {}
+
+    @property
+    def shared(self) -> bool:
+        """Once a second server has asked for the term."""
+        return len(self._holders) > 1
 
     def secret(self) -> bytes:
         with self._lock:
@@ -79,7 +85,8 @@ class MemoryStore:
             for (uid, nonce, bucket), mask in batch.masks.items():
                 self._seen.setdefault(uid, {}).setdefault(bucket, {})[nonce] = mask
             self._touch({uid for changes in (opened, settled) for uid, sums in changes.items() if sums})
-        self._tell()
+        if self._listeners and losses(outcomes):
+            self._tell()
         return batch.counted
 
     def add_soon(self, outcomes: Sequence[OutcomeRow], exposures: Sequence[ExposureRow] = ()) -> Future[list[Counted]]:
@@ -103,7 +110,8 @@ class MemoryStore:
     def changed(self, since: int) -> tuple[int, list[str]]:
         with self._lock:
             self._check()
-            return max(self._mark, since), [uid for uid, mark in self._marks.items() if mark > since]
+            found = [(mark, uid) for uid, mark in self._marks.items() if mark > since]
+            return max(self._mark, since), [uid for _, uid in sorted(found, reverse=True)]
 
     def grant(self, uid: str, arm: int, kind: str, amount: int, limit: int) -> int:
         with self._lock:
@@ -128,6 +136,7 @@ class MemoryStore:
     def lead(self, holder: str, seconds: float) -> int | None:
         with self._lock:
             self._check()
+            self._holders.add(holder)
             return self._term.lead(holder, seconds, self._clock.monotonic(), lambda: self._term.number + 1)
 
     def resign(self, holder: str) -> None:

@@ -52,6 +52,8 @@ class SqliteStore(Writer):
     another program's, STORE_TOO_NEW when a later version wrote it, else STORE_FAILED. Overloaded, STORE_FULL: no room to create it.
     """
 
+    shared = False
+
     def __init__(
         self,
         path: str | os.PathLike[str],
@@ -106,7 +108,7 @@ class SqliteStore(Writer):
 
     def changed(self, since: int) -> tuple[int, list[str]]:
         marks = self._read(words.MARKS, "SELECT json_group_object(uid, mark) FROM experiments WHERE mark > ?", since)
-        return max(marks.values(), default=since), list(marks)
+        return max(marks.values(), default=since), sorted(marks, key=marks.__getitem__, reverse=True)
 
     def grant(self, uid: str, arm: int, kind: str, amount: int, limit: int) -> int:
         return self._submit(Grant(uid, arm, kind, amount, limit))

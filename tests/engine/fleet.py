@@ -26,6 +26,8 @@ CALLS = {
 class Line:
     """One server's connection to the store: it can be cut, and look at what goes over it."""
 
+    shared = True
+
     def __init__(self, fleet: Fleet) -> None:
         self._fleet = fleet
         self.cut = False

@@ -8,6 +8,7 @@ from allocator.core.decider import Exposure
 from allocator.core.experiment import Budget
 from allocator.core.experiment import Exposure as Limits
 from allocator.core.tally import tally
+from allocator.engine.agenda import QUIET_SECONDS
 from allocator.engine.engine import Engine
 from allocator.engine.exposures import MAX_COUNTS, MAX_LIVES, ExposureBatch
 from allocator.errors import InvalidArgument
@@ -76,6 +77,8 @@ def test_what_comes_after_its_bucket_is_settled_is_told_as_lost(engine, clock):
     late = batch(engine)
     engine.ingest.receive((), (), [batch(engine, 2)])
     clock.pass_(3 * 3600)
+    engine.planner.tick()
+    clock.pass_(QUIET_SECONDS)
     engine.planner.tick()
     assert engine.ingest.receive((), (), [late]) == ([], 10)
 

@@ -12,7 +12,7 @@ import pytest
 
 from allocator.core.experiment import Budget, Exposure, Guardrail
 from allocator.core.lifecycle import State
-from allocator.engine.planner import PASS_EXPERIMENTS, Due
+from allocator.engine.planner import PASS_EXPERIMENTS
 from allocator.engine.term import TERM_SECONDS
 from allocator.ports import Save
 from tests.conftest import ManualClock, two_arms
@@ -393,21 +393,3 @@ def test_a_planner_that_begins_with_nothing_looks_at_some_at_a_time_though_all_h
     assert len(b.planner.last) == PASS_EXPERIMENTS
     fleet.tick("b")
     assert len(b.planner.last) == count
-
-
-def test_what_is_due_comes_in_order_of_time_and_once():
-    due = Due()
-    due.all(["a", "b", "c", "d"], -math.inf)
-    assert sorted(due.take(0.0, 3)) == ["a", "b", "c"]
-    assert due.waiting(0.0)
-    assert due.take(0.0, 3) == ["d"]
-    due.set("a", 5.0)
-    due.set("b", 3.0)
-    due.set("a", 9.0)
-    due.sooner("b", 4.0)
-    due.sooner("c", 8.0)
-    due.set("d", math.inf)
-    assert not due.waiting(2.9)
-    assert due.take(8.5, 10) == ["b", "c"]
-    assert due.take(100.0, 10) == ["a"]
-    assert due.take(math.inf, 10) == []

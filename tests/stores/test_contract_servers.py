@@ -11,7 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from allocator.errors import Conflict
-from allocator.ports import Save, Settle, Store
+from allocator.ports import Counted, Save, Settle, Store
+from tests.processes import until
 from tests.stores.conftest import UID, entry, exposure, outcome, record
 
 SECONDS = 5.0
@@ -186,6 +187,20 @@ def test_who_listens_hears_of_what_another_server_did_until_it_stops(store, peer
     called.clear()
     peer.lead("a", SECONDS)
     assert not called.is_set()
+
+
+def test_who_listens_hears_of_losses_alone_though_all_that_was_counted_has_changed(store, peer):
+    called = []
+    store.listen(lambda: called.append(1))
+    mark, _ = store.changed(0)
+    assert peer.add([outcome(1, total=0)]) == peer.add([outcome(2)._replace(contributions=())]) == [Counted.ACCEPTED]
+    peer.add([], [exposure()])
+    assert store.changed(mark)[1] == [UID]
+    peer.put("token", "ann", "1")
+    until(lambda: called, "the item is heard of")
+    assert called == [1]
+    peer.add([outcome(3), outcome(4, total=0)])
+    until(lambda: called == [1, 1], "the loss is heard of")
 
 
 # Items

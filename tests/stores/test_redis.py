@@ -179,6 +179,24 @@ def test_a_listener_hears_again_after_the_line_broke(open_, url, proxy):
     until(lambda: called.count > before, "the listener hears")
 
 
+def test_a_loss_is_told_though_another_thread_has_noted_the_change_meanwhile(two, monkeypatch):
+    store, other = two
+    called = _Counter()
+    other.listen(called)
+    store.add([outcome(9, total=0)])
+    counting = store._counting
+    announce = counting.announce
+
+    def later(changes, *, urgent=False):
+        monkeypatch.setattr(counting, "announce", announce)
+        store.add([outcome(2)._replace(contributions=())])
+        announce(changes, urgent=urgent)
+
+    monkeypatch.setattr(counting, "announce", later)
+    store.add([outcome(1)])
+    until(lambda: called.count, "the listener is called")
+
+
 def test_a_store_does_not_hear_itself(open_, two):
     store, other = two
     called = _Counter()
@@ -885,7 +903,7 @@ class _Counter:
         self.count += 1
 
 
-def _die(*_: object) -> None:
+def _die(*_: object, **__: object) -> None:
     raise Died
 
 

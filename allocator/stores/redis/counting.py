@@ -20,7 +20,7 @@ import msgspec
 
 from allocator.core.record import Cell
 from allocator.errors import AllocatorError, Overloaded, Unavailable
-from allocator.ports import Counted, ExposureRow, OutcomeRow, Settle
+from allocator.ports import Counted, ExposureRow, OutcomeRow, Settle, losses
 from allocator.stores import rules
 from allocator.stores.redis.keys import Keys
 from allocator.stores.redis.life import Life
@@ -53,6 +53,7 @@ class Counting:
         self._granted: dict[tuple[str, str], str] = {}  # likewise
         self._announced: dict[str, int] = {}
         self._unannounced: dict[str, int] = {}
+        self._urgent = False  # is there a loss among them?
         self._changed_outages = 0
 
     def add(self, outcomes: Sequence[OutcomeRow], exposures: Sequence[ExposureRow]) -> list[Counted]:
@@ -134,6 +135,7 @@ class Counting:
         for index, row in enumerate(outcomes):
             places.setdefault(row[0], []).append(index)
         known: dict[Decision, int] = {}
+        urgent = bool(losses(outcomes))
         pending = list(places)
         for _ in range(ATTEMPTS):
             batches = [self._suppose([outcomes[index] for index in places[uid]], known) for uid in pending]
@@ -151,7 +153,7 @@ class Counting:
                         again.append(uid)
                 except AllocatorError as error:
                     failure = failure or error
-            self.announce(changes)
+            self.announce(changes, urgent=urgent)
             if failure is not None:
                 raise failure
             if not again:
@@ -257,17 +259,23 @@ class Counting:
 
     # Telling.
 
-    def announce(self, changes: Mapping[str, int]) -> None:
-        """Tell which cells changed. What cannot be told now is told with the next change, or when somebody asks what changed."""
+    def announce(self, changes: Mapping[str, int], *, urgent: bool = False) -> None:
+        """Note which cells changed, for whoever asks what did; urgent: and call who listens.
+
+        What cannot be noted now is noted with the next change, or when somebody asks.
+        """
         with self._lock:
             self._unannounced.update((uid, number) for uid, number in changes.items() if number and self._announced.get(uid) != number)
-            told = dict(self._unannounced)
-        if not told:
+            told, urgent = dict(self._unannounced), urgent or self._urgent
+            self._urgent = False
+        if not told and not urgent:
             return
         keys = self._keys.commons("store", "changed", "announced")
-        channel = self._keys.common("news")
+        channel = self._keys.common("news") if urgent else ""
         (answer,) = self._link.run([Call("announce", keys, (self._life.epoch, channel, self._writer, pack(list(told.items()))))])
         if isinstance(answer, AllocatorError):
+            with self._lock:
+                self._urgent |= urgent
             log.warning("what was counted is not announced yet: %s", answer.message)
             return
         with self._lock:

@@ -39,6 +39,8 @@ class RedisStore:
     Raises InvalidArgument for a URL that is wrong. Any thread may call; several servers share one store.
     """
 
+    shared = True
+
     def __init__(self, url: str, entropy: Entropy = SystemEntropy()) -> None:  # noqa: B008  (it has no state)
         self.url = url
         self.address = parse(url)

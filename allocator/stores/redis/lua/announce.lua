@@ -1,5 +1,5 @@
--- Tell that the cells of experiments changed. KEYS: store, changed, announced. ARGV: epoch, channel, who tells, packed list of {uid, number
--- of its changes}. Again: what was told is known, and no mark moves.
+-- Note that the cells of experiments changed. KEYS: store, changed, announced. ARGV: epoch, channel to tell it on or '', who tells, packed
+-- list of {uid, number of its changes}. Again: what was noted is known, and no mark moves.
 
 if redis.call('HGET', KEYS[1], 'epoch') ~= ARGV[1] then
   return
@@ -16,5 +16,7 @@ if #new > 0 then
     redis.call('ZADD', KEYS[2], mark, change[1])
     redis.call('HSET', KEYS[3], change[1], whole(change[2]))
   end
-  redis.call('PUBLISH', ARGV[2], ARGV[3])
+end
+if ARGV[2] ~= '' then
+  redis.call('PUBLISH', ARGV[2], ARGV[3]) -- also when somebody else has noted it: perhaps without telling
 end
