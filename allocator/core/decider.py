@@ -16,19 +16,20 @@ activation is a draw. Nobody remembers units across processes, so draws carry th
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from allocator.core.assignment import SLOTS
-from allocator.core.decider_memory import ELSEWHERE, KNOWN, NEW, Form, Key, Memory
+from allocator.core.decider_memory import ELSEWHERE, KNOWN, NEW, Form, Key, Memory, of_slots
 from allocator.core.decision import Decision, Reason, choose_hashed, foresee, shadow_of
 from allocator.core.decision_id import ACTIVATION_BITS, COUNTED, FIRST, GATED, Minter
 from allocator.core.gate import BudgetGate
 from allocator.core.snapshot import Entry
 
 MAX_FORMS = 1024  # kept of each plan; only strict caps on many candidates make more than a handful
+TAKEN_AT_ONCE = 64  # experiments of which one `take` adds up the counts: a decision that comes meanwhile waits some hundred microseconds
 RETURNED_AT_ONCE = 1000  # cells given back that one `take` hands out again: a store that refuses for hours must not make each report dearer
 new_tuple = tuple.__new__  # what `_make` calls, and 0.1 us cheaper
 
@@ -87,7 +88,7 @@ class Decider(Generic[T]):
         self._memories: dict[bytes, Memory] = {}
         self._budgets: dict[bytes, BudgetGate] = {}
         self._counts: dict[Place, list[int]] = {}
-        self._counting: list[Memory] = []  # those with counts that are not in `_counts` yet
+        self._counting: deque[Memory] = deque()  # those with counts that are not in `_counts` yet
         self._drawn: list[_Draws] = []
         self._returned: dict[Place, list[int]] = {}
         self.low: Callable[[], None] = lambda: None
@@ -150,8 +151,11 @@ class Decider(Generic[T]):
             hashing.update(nonce)
             draw = hashing.digest()
         owner = memory.owners[bisect_right(memory.ends, draw[0] << 8 | draw[1])]
-        met = memory.meet(memory.arms[owner], hashed) if memory.first_only else NEW
-        form = memory.drawn_forms.get(owner << 2 | met)
+        arm = owner
+        if memory.drained and memory.drained >> owner & 1:
+            arm = memory.incumbent
+        met = memory.meet(arm, hashed) if memory.first_only else NEW
+        form = memory.drawn_forms[owner << 2 | met]
         if form is None:
             form = self._drawn_form(memory, owner, met, 0)
         form.count += 1
@@ -269,7 +273,8 @@ class Decider(Generic[T]):
         key = (arm, served[arm], Reason.ALLOCATED if arm == owner else Reason.DRAINED, segment, flags, -1)
         form = memory.forms.get(key) or self._form(memory, key)
         if memory.plain:
-            memory.drawn_forms[owner << 2 | met] = form
+            place = owner << 2 | met
+            memory.drawn_forms = (*memory.drawn_forms[:place], form, *memory.drawn_forms[place + 1 :])
         return form
 
     def _form(self, memory: Memory, key: Key) -> Form:
@@ -280,8 +285,8 @@ class Decider(Generic[T]):
         form.arm, form.slots, form.reason, form.segment, form.flags, form.shadow = key
         form.count = form.drawn = 0
         form.front = self._minter.front(entry.uid, arm, segment, entry.version, flags | (entry.activation & 31) << ACTIVATION_BITS)
-        form.slot_bytes = slots.to_bytes(3, "big")
-        form.before = (entry.arms[arm], slots / SLOTS, reason)
+        form.slot_bytes, propensity = of_slots(slots)
+        form.before = (entry.arms[arm], propensity, reason)
         form.after = (
             entry.version,
             entry.model_uris[arm],
@@ -308,15 +313,22 @@ class Decider(Generic[T]):
             self._close(memory)
             memory.forget_forms()
 
+    def helpings(self) -> int:
+        """How many calls of `take` hand over what has been counted by now; at least 1."""
+        return max(1, -(-len(self._counting) // TAKEN_AT_ONCE))
+
     def take(self) -> list[Exposure]:
         """The exposures counted since the last call. They are now the caller's: give back what could not be stored.
 
-        Of what was given back, as much as is taken at once: the rest comes with later calls. Empty when there is none left.
+        Of many experiments, and of what was given back, as much as is taken at once: the rest comes with later calls. Empty when there is
+        none left.
         """
-        for memory in self._counting:
+        left = TAKEN_AT_ONCE
+        while self._counting and (left > 0 or not (self._counts or self._drawn)):
+            memory = self._counting.popleft()
             self._close(memory)
             memory.counting = False
-        self._counting.clear()
+            left -= 1
         counts, self._counts = self._counts, {}
         draws, self._drawn = self._drawn, []
         found = {key: [*n, 0, 0, 0, 0] for key, n in counts.items()}

@@ -7,6 +7,7 @@ plan that the commonest decision reads, laid out. Standard library only. Why uni
 
 from __future__ import annotations
 
+from functools import lru_cache
 from hashlib import blake2b
 from typing import Any
 
@@ -23,14 +24,26 @@ KNOWN, ELSEWHERE, NEW = range(3)
 Key = tuple[int, int, Reason, int, int, int]  # arm, slots, reason, segment, flags of the id, arm to mirror to or -1
 
 
+@lru_cache(1024)
+def one(number: int) -> int:
+    """The same object for equal numbers: what thousands of experiments have in common is then at hand in the processor's cache."""
+    return number
+
+
+@lru_cache(4096)
+def of_slots(slots: int) -> tuple[bytes, float]:
+    """The slots of an id, and the propensity: one pair of objects for all plans."""
+    return slots.to_bytes(3, "big"), slots / SLOTS
+
+
 class Memory:
     """What is remembered of one experiment: the units seen in this window, the credit of its strict caps, its leases, and the units
     that have drawn in this activation.
     """
 
     __slots__ = (
-        "activation", "arms", "bucket", "budgets", "counting", "drawing", "drawn_forms", "drew", "ends", "entry", "first_only", "forms",
-        "gate", "keyed", "limit", "owners", "plain", "sample", "since", "sticky", "units", "until", "window",
+        "activation", "bucket", "budgets", "counting", "drained", "drawing", "drawn_forms", "drew", "ends", "entry", "first_only", "forms",
+        "gate", "incumbent", "keyed", "limit", "owners", "plain", "sample", "since", "sticky", "units", "until", "window",
     )  # fmt: skip
 
     def __init__(self, entry: Entry) -> None:
@@ -40,7 +53,7 @@ class Memory:
         self.gate: CapGate | None = None
         self.budgets: BudgetGate | None = None
         self.forms: dict[Key, Form] = {}
-        self.drawn_forms: dict[int, Form] = {}  # of a plain plan, by owner << 2 | met
+        self.drawn_forms: tuple[Form | None, ...] = ()  # of a plain plan, at owner << 2 | met
         self.counting = False
         self.units: dict[bytes, int] = {}  # hash of a unit: the arms that it has met, a bit for each
         self.since = self.until = 0  # milliseconds between which bucket and window stay the same
@@ -58,13 +71,14 @@ class Memory:
         if self.plain:
             self.sticky, self.first_only = entry.sticky, entry.first_only
             self.ends, self.owners, served = entry.tables[0]
-            self.arms = [entry.incumbent if entry.drained >> owner & 1 else owner for owner in range(len(entry.arms))]
+            self.drawn_forms = (None,) * (len(entry.arms) << 2)
+            self.drained, self.incumbent = entry.drained, entry.incumbent
             self.drawing = served[entry.incumbent] < SLOTS
 
     def forget_forms(self) -> None:
         """What was counted with them has been set aside."""
         self.forms.clear()
-        self.drawn_forms.clear()
+        self.drawn_forms = (None,) * len(self.drawn_forms)
 
     def update(self, entry: Entry, restarted: bool) -> None:
         """Another plan. What was counted under the one before has been set aside."""
@@ -95,7 +109,7 @@ class Memory:
             self.window = window
             self.units.clear()
         ends = min((self.bucket + 1) * entry.bucket_seconds, (window + 1) * entry.window_seconds)
-        self.since, self.until = milliseconds, max(milliseconds + 1, int(ends * 1000) - 1)  # rather look once more than too late
+        self.since, self.until = milliseconds, one(max(milliseconds + 1, int(ends * 1000) - 1))  # rather look once more than too late
 
     def meet(self, arm: int, unit: bytes) -> int:
         """KNOWN: the unit has met this arm in this window, or is not in the sample. ELSEWHERE: it meets this one for the first time, and

@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from allocator.core.decision_id import DecisionId
 from allocator.core.experiment import Assignment, Experiment, Guardrail, RewardModel
@@ -21,8 +22,7 @@ from allocator.errors import Violation
 new_tuple = tuple.__new__  # what a NamedTuple's own `__new__` calls, at a third of the price
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
+class Outcome(NamedTuple):
     """What came of a decision, as reported. reward: value of the reward's metric; metrics: values of guardrail metrics, by name."""
 
     decision_id: str

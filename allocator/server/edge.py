@@ -219,7 +219,7 @@ class Edge:
             )
             calls["LeaseExposure"] = forward.handler(lease, service_pb.LeaseExposureRequest, gate(lease), CALL_SECONDS)
         else:
-            calls["ReportOutcomes"] = unary(metrics, "ReportOutcomes", service_pb.ReportOutcomesRequest, a.report_outcomes)
+            calls["ReportOutcomes"] = unary(metrics, "ReportOutcomes", service_pb.ReportOutcomesRequest, a.report_outcomes, logs=False)
             calls["LeaseExposure"] = unary(metrics, "LeaseExposure", service_pb.LeaseExposureRequest, a.lease_exposure)
         server.add_registered_method_handlers(SERVICES[0], {method: calls[method] for method in OWN_QUEUE})
         handlers = [grpc.method_handlers_generic_handler(SERVICES[0], calls)]
@@ -291,7 +291,14 @@ class Edge:
         loop = asyncio.get_running_loop()
         while True:
             await asyncio.sleep(FLUSH_SECONDS)
-            exposures = self.relay.decider.take()
+            exposures = []
+            try:
+                for _ in range(self.relay.decider.helpings()):
+                    exposures += self.relay.decider.take()
+                    await asyncio.sleep(0)
+            except asyncio.CancelledError:
+                self.relay.decider.give_back(exposures)
+                raise
             try:
                 await loop.run_in_executor(self._threads, self.relay.receive, (), exposures)
             except Exception:

@@ -3,7 +3,7 @@
 In: the outcomes of one call. Out: their results, once durable. A commit costs about the same for one outcome and for hundreds, so what
 arrives while others are being committed waits and shares the next one. Where the queue is full a report is refused at once with the time
 after which there should be room: waiting longer than its caller does helps nobody, and decisions need the machine too. A report whose
-caller's deadline passed in the queue is dropped unseen; it will be sent again, and counts once. Commits begin at least 5 ms apart, since
+caller's deadline passed in the queue is dropped unseen; it will be sent again, and counts once. Commits begin at least 10 ms apart, since
 the way to another thread and back costs as much processor time as several decisions, and many callers report one outcome at a time.
 
 A few outcomes are checked here, in the event loop, and handed to the store, which calls back: one thread less that fights the loop for
@@ -22,7 +22,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from allocator.core.decider import Decider, Exposure
 from allocator.core.outcome import Outcome
@@ -32,12 +32,14 @@ from allocator.errors import InvalidArgument, Overloaded
 from allocator.server.metrics import Metrics
 
 COMMITS = 4  # at a time; more only wait for the same disk
-APART_SECONDS = 0.005  # between the beginnings of two: after a pause a report does not wait
+APART_SECONDS = 0.010  # between the beginnings of two: after a pause a report does not wait
+EXPOSURES_SECONDS = 0.05  # between two commits that take exposures along: they are most of what a small one costs
 FEW = 50  # outcomes; a report of more is worth a commit of its own at once
 LEAST_RETRY_SECONDS, MOST_RETRY_SECONDS = 0.05, 5.0
 METHOD = "ReportOutcomes"
 
 Answer = tuple[list[Result], int]
+T = TypeVar("T")
 
 
 class Waiting(NamedTuple):
@@ -84,6 +86,7 @@ class Intake:
         self._ended: asyncio.Future[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._begun = -math.inf  # the last commit
+        self._took = -math.inf  # the last that took exposures along
         self._seconds = LEAST_RETRY_SECONDS  # of a commit, lately
 
     async def report(self, outcomes: Sequence[Outcome], batches: Sequence[ExposureBatch] = ()) -> Answer:
@@ -117,9 +120,11 @@ class Intake:
 
         Who is cancelled meanwhile does not undo it: they are given back when the store has refused them, and only then.
         """
-        exposures = self._decider.take()
-        if not exposures:
-            return
+        for _ in range(self._decider.helpings()):
+            if exposures := self._decider.take():
+                await self._store(exposures)
+
+    async def _store(self, exposures: list[Exposure]) -> None:
         loop = asyncio.get_running_loop()
         told: asyncio.Future[None] = loop.create_future()
 
@@ -132,7 +137,7 @@ class Intake:
             self._end()
 
         self._commits += 1
-        self._threads.submit(self._ingest.receive, [], exposures).add_done_callback(_back(loop, tell))
+        _when_done(self._threads.submit(self._ingest.receive, [], exposures), loop, tell)
         await told
 
     async def close(self) -> None:
@@ -177,8 +182,12 @@ class Intake:
         """Begin one. `_done` ends it, in this loop."""
         self._commits += 1
         loop = asyncio.get_running_loop()
-        commit = Commit(group, self._monotonic(), self._decider.take())
         self._begun = loop.time()
+        exposures = []
+        if self._begun - self._took >= EXPOSURES_SECONDS:
+            self._took = self._begun
+            exposures = self._decider.take()
+        commit = Commit(group, self._monotonic(), exposures)
         outcomes = [outcome for waiting in group for outcome in waiting.outcomes]
         begun = None
         if len(outcomes) < FEW and not group[0].batches:
@@ -188,10 +197,10 @@ class Intake:
                 self._done(commit, error=error)
                 return
         if begun is not None:
-            begun.counted.add_done_callback(_back(loop, lambda _: self._counted(commit, lambda: self._ingest.answers(begun))))
+            _when_done(begun.counted, loop, lambda _: self._counted(commit, lambda: self._ingest.answers(begun)))
         else:
             work = self._threads.submit(self._ingest.receive, outcomes, commit.exposures, group[0].batches)
-            work.add_done_callback(_back(loop, lambda done: self._counted(commit, done.result)))
+            _when_done(work, loop, lambda done: self._counted(commit, done.result))
 
     def _counted(self, commit: Commit, answer: Callable[[], Answer]) -> None:
         try:
@@ -206,6 +215,7 @@ class Intake:
         group = commit.group
         if answer is None:
             self._decider.give_back(commit.exposures)
+            self._took = -math.inf  # the next takes them along
             if isinstance(error, InvalidArgument) and len(group) > 1:
                 half = len(group) // 2
                 self._commit(group[:half])
@@ -225,14 +235,17 @@ class Intake:
         self._end()
 
 
-def _back(loop: asyncio.AbstractEventLoop, tell: Callable[[Future], None]) -> Callable[[Future], None]:
-    """What calls `tell` in the loop once a future is done; nobody is told in a loop that has ended."""
+def _when_done(work: Future[T], loop: asyncio.AbstractEventLoop, tell: Callable[[Future[T]], None]) -> None:
+    """Have `tell` called in the loop, never from here, once the work is done; nobody is told in a loop that has ended."""
+    if work.done():
+        loop.call_soon(tell, work)  # a third of the price of waking a loop from another thread
+        return
 
-    def call(done: Future) -> None:
+    def call(done: Future[T]) -> None:
         with contextlib.suppress(RuntimeError):
             loop.call_soon_threadsafe(tell, done)
 
-    return call
+    work.add_done_callback(call)
 
 
 def _fail(group: Sequence[Waiting], error: Exception | None) -> None:

@@ -58,13 +58,16 @@ def instant(
     return grpc.unary_unary_rpc_method_handler(handle if gate is None else guarded)
 
 
-def unary(metrics: Metrics, name: str, request_type: type[Message], method: Unary, gate: Gate | None = None) -> grpc.RpcMethodHandler:
-    """A handler for a method that answers once. gate: the check of who calls; None: anybody may."""
+def unary(
+    metrics: Metrics, name: str, request_type: type[Message], method: Unary, gate: Gate | None = None, *, logs: bool = True
+) -> grpc.RpcMethodHandler:
+    """A handler for a method that answers once. gate: the check of who calls; None: anybody may. logs: may it log anything?"""
     answered = metrics.rpcs.labels(name, "OK")
     parse = request_type.FromString
 
     async def handle(raw: bytes, context: grpc.aio.ServicerContext) -> bytes:
-        tracing.bind(context.invocation_metadata())
+        if logs:
+            tracing.bind(context.invocation_metadata())
         try:
             if gate is None:
                 reply = await method(parse(raw))
@@ -75,7 +78,7 @@ def unary(metrics: Metrics, name: str, request_type: type[Message], method: Unar
                 reply = await method(request)
         except Exception as error:
             return await abort(context, metrics, name, error)
-        answered.inc()
+        answered.count += 1
         return reply if isinstance(reply, bytes) else reply.SerializeToString()
 
     return grpc.unary_unary_rpc_method_handler(handle)

@@ -46,12 +46,9 @@ class Metrics:
         self.decision_duration = Spread(
             "allocator_decision_duration_seconds", "Time from a Decide request to its answer, without transport.", FAST, registry
         )
-        self.outcomes = Counter("allocator_outcomes", "Outcomes reported, by what became of them.", ["result"], registry=registry)
-        self.commit_duration = Histogram(
-            "allocator_ingest_commit_duration_seconds",
-            "Time from a report to its durable commit.",
-            buckets=SLOW,
-            registry=registry,
+        self.outcomes = Tally("allocator_outcomes", "Outcomes reported, by what became of them.", ["result"], registry)
+        self.commit_duration = Spread(
+            "allocator_ingest_commit_duration_seconds", "Time from a report to its durable commit.", SLOW, registry
         )
         self.plan_duration = Histogram(
             "allocator_plan_duration_seconds", "Time to plan one experiment.", buckets=SLOW, registry=registry
@@ -74,13 +71,19 @@ class Metrics:
         Gauge("allocator_build_info", "1, labelled by version.", ["version"], registry=registry).labels(_version()).set(1)
 
     def watch_store(
-        self, plans: Callable[[], bool], lost: Callable[[], bool], held: Callable[[], int], diverged: Callable[[], int]
+        self,
+        plans: Callable[[], bool],
+        lost: Callable[[], bool],
+        held: Callable[[], int],
+        diverged: Callable[[], int],
+        crashed: Callable[[], int],
     ) -> None:
         """Say how this server stands with its store. All are asked at each scrape."""
         for name, told, ask in (
             ("allocator_planner", "1 while this server is the one that plans.", plans),
             ("allocator_store_lost", "1 while the store counts as lost: nothing is counted until an operator reconciles.", lost),
             ("allocator_freezes_pending", "Freezes and drains in force here that the store has not got yet.", held),
+            ("allocator_plans_crashed", "Plans that crashed since the start; the experiment's guardrails were not judged.", crashed),
             ("allocator_snapshot_divergences", "Entries that differed from another server's under the same version.", diverged),
         ):
             Gauge(name, told, registry=self.registry).set_function(lambda ask=ask: float(ask()))

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from itertools import cycle, islice
 from typing import Any
 
@@ -89,7 +90,8 @@ class Relay:
 
     def close(self) -> None:
         """Send the last exposures, as far as the upstream takes them now, and stop following."""
-        self._outbox.put_exposures(self.decider.take())
+        while exposures := self.decider.take():
+            self._outbox.put_exposures(exposures)
         try:
             self._send_own()
         except AllocatorError as error:
@@ -160,7 +162,7 @@ class Relay:
             request.exposures.add(id=batch.id, life=batch.life, counts=map(exposure_to_message, batch.counts))
         reply = self._call(self._report_outcomes, request)
         self._outbox.put_exposures(exposures)
-        return [_result(result) for result in reply.results], reply.lost_exposures
+        return [_result(result.status, result.reason, result.message) for result in reply.results], reply.lost_exposures
 
     def _send_own(self) -> None:
         """Send what the edge's own decider has counted."""
@@ -197,5 +199,7 @@ class Relay:
             self.ready.set()
 
 
-def _result(m: pb.OutcomeResult) -> Result:
-    return Result(STATUSES.get(m.status, Status.REFUSED), m.reason, m.message)
+@lru_cache(256)
+def _result(status: int, reason: str, message: str) -> Result:
+    """The same object for what is told again and again: answers are kept for it."""
+    return Result(STATUSES.get(status, Status.REFUSED), reason, message)

@@ -2,7 +2,7 @@
 
 In: the metadata of a call (`traceparent`, W3C Trace Context, level 1). Out: `trace_id` and `span_id` in the events logged while the call is
 answered, also from the threads that work for it. Nothing is traced here: no spans are made or exported, and a context that is malformed is
-left aside, as the recommendation asks. `Decide` answers in microseconds and logs nothing, so it does not look.
+left aside, as the recommendation asks. `Decide` and `ReportOutcomes` log nothing of their own, and do not look unless they crash.
 """
 
 from __future__ import annotations

@@ -149,7 +149,7 @@ async def test_clients_with_tokens_use_an_edge_of_an_edge_as_they_use_a_server()
             async with AsyncClient(far.address, decide_timeout=5, report_timeout=10, access=Access(token=app)) as client:
                 decision = await client.decide("ranker", "u1")
                 assert (await client.report(decision.id, reward=1.0)).status == "ACCEPTED"
-            assert far.metrics.outcomes.labels("ACCEPTED")._value.get() == 1
+            assert far.metrics.outcomes.labels("ACCEPTED").count == 1
             with LocalClient(far.address, pause=QUICK, access=Access(token=embedded)) as local:
                 assert await asyncio.to_thread(local.wait_ready, 30)
                 local.report(local.decide("ranker", "u2").id, reward=1.0)
