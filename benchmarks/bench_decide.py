@@ -3,10 +3,12 @@
     pytest benchmarks/bench_decide.py -s
 
 The floor first: a handler that returns a constant `DecideResponse`, on the settings of `allocator/server/main.py`. Then, as shares of the
-floor: ours; ours while outcomes are reported for a tenth of the decisions; and what people write themselves, numpy's Beta draws in a
-handler, which neither hashes a unit nor signs an id nor counts anything. Each a process of its own on loopback, alternating slices so that
-noise hits all alike. The load comes from h2load (of nghttp2, in C: it costs a tenth of a server) where it is installed, else from
-an asyncio client, which costs as much as the servers and hides a part of the difference; the first line says which.
+floor: ours; what people write themselves, numpy's Beta draws in a handler, which neither hashes a unit nor signs an id nor counts anything;
+and the floor and ours while outcomes are reported for a tenth of the decisions, one a call, on a connection of their own; the floor takes
+them with a constant; `both` counts the reports too. Each a process of its own on loopback, alternating slices so that noise hits all
+alike. The decisions are asked for by h2load (of nghttp2, in C: it costs a tenth of a server) where it is installed, else by an asyncio
+client, which costs as much as the servers and hides a part of the difference; the first line says which. The reports come from
+`reports.py`, which costs little.
 
 In process: a decision with id, propensity and exposure count; the arm alone; and the same among 10 and among 10,000 experiments.
 """
@@ -21,7 +23,6 @@ import shutil
 import statistics
 import struct
 import subprocess
-import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -38,17 +39,20 @@ from allocator.core.assignment import SLOTS, first_layout
 from allocator.core.decider import Decider
 from allocator.core.decision import choose
 from allocator.core.snapshot import Entry, Snapshot, Table
-from allocator.server.main import OPTIONS, bounds
+from allocator.server.main import OPTIONS, OWN_QUEUE, bounds
 from allocator.v1 import allocator_pb2 as pb
 from allocator.v1 import allocator_service_pb2 as service_pb
 from benchmarks.processor import TICK, processor_seconds
+from benchmarks.reports import sending
 
 SLICE_CALLS = 5000
 SLICES = 11
 CONNECTIONS, IN_FLIGHT = 2, 8  # on each
 ROUNDS, DECISIONS = 20, 5000
 MANY = 10_000
-TINY = {"SLICE_CALLS": 50, "SLICES": 2, "ROUNDS": 2, "DECISIONS": 200, "MANY": 100}
+REPORTS = 5000  # at hand for a slice
+REPORTED = ("floor", "ours")
+TINY = {"SLICE_CALLS": 50, "SLICES": 2, "ROUNDS": 2, "DECISIONS": 200, "MANY": 100, "REPORTS": 1000}
 
 SERVICE = "allocator.v1.AllocatorService"
 REQUEST = service_pb.DecideRequest(experiment=EXPERIMENT, unit="user-1234567").SerializeToString()
@@ -57,6 +61,9 @@ ANSWER = service_pb.DecideResponse(
         arm="old", propensity=0.5, reason=pb.REASON_ALLOCATED, id="A" * 68, snapshot_version=7, incumbent="old", segment="other"
     )
 ).SerializeToString()
+
+
+TAKEN = service_pb.ReportOutcomesResponse(results=[pb.OutcomeResult(status=pb.OUTCOME_STATUS_ACCEPTED)]).SerializeToString()
 
 
 class Slice(NamedTuple):
@@ -104,10 +111,14 @@ def serve(make: Callable[[], Callable[[bytes], bytes]], pipe) -> None:
         async def handle(raw: bytes, _: grpc.aio.ServicerContext) -> bytes:
             return decide(raw)
 
+        async def take(_raw: bytes, _: grpc.aio.ServicerContext) -> bytes:
+            return TAKEN
+
         server = grpc.aio.server(options=[*OPTIONS, *bounds(512)])
-        handlers = {"Decide": grpc.unary_unary_rpc_method_handler(handle)}
+        methods = {"Decide": handle, "ReportOutcomes": take}
+        handlers = {name: grpc.unary_unary_rpc_method_handler(method) for name, method in methods.items()}
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
-        server.add_registered_method_handlers(SERVICE, handlers)
+        server.add_registered_method_handlers(SERVICE, {name: handlers[name] for name in OWN_QUEUE})
         pipe.send(f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}")
         await server.start()
         await server.wait_for_termination()
@@ -171,43 +182,20 @@ def asyncio_load(address: str, _folder: Path) -> Slice:
     return uvloop.run(run())
 
 
-@contextlib.contextmanager
-def reporting(address: str, rate: float) -> Iterator[list[int]]:
-    """Reports of one outcome each, at this rate, from a thread; yields a list that grows by the count of those accepted."""
-    stop, accepted = threading.Event(), []
+def reports(address: str) -> list[bytes]:
+    """Reports of one outcome each, for decisions made just now."""
+    units = [f"reported-{time.perf_counter_ns()}-{index}" for index in range(REPORTS)]
+    with grpc.insecure_channel(address) as channel:
+        batch = channel.unary_unary(f"/{SERVICE}/BatchDecide")
+        asked = [service_pb.BatchDecideRequest(experiment=EXPERIMENT, units=units[at : at + 1000]) for at in range(0, REPORTS, 1000)]
+        ids = [id_ for request in asked for id_ in service_pb.BatchDecideResponse.FromString(batch(request.SerializeToString())).ids]
+    outcomes = (pb.Outcome(decision_id=id_, reward=0.0, metrics={"error": 0.0}) for id_ in ids)
+    return [service_pb.ReportOutcomesRequest(outcomes=[outcome]).SerializeToString() for outcome in outcomes]
 
-    async def run() -> None:
-        async with grpc.aio.insecure_channel(address) as channel:
-            batch, report = channel.unary_unary(f"/{SERVICE}/BatchDecide"), channel.unary_unary(f"/{SERVICE}/ReportOutcomes")
-            ids: list[str] = []
-            under_way: set[asyncio.Task[None]] = set()
 
-            async def one(id_: str) -> None:
-                request = service_pb.ReportOutcomesRequest(outcomes=[pb.Outcome(decision_id=id_, reward=0.0, metrics={"error": 0.0})])
-                answer = service_pb.ReportOutcomesResponse.FromString(await report(request.SerializeToString()))
-                accepted.append(int(answer.results[0].status == pb.OUTCOME_STATUS_ACCEPTED))
-
-            begun, sent = time.perf_counter(), 0
-            while not stop.is_set():
-                if not ids:
-                    units = [f"reported-{begun}-{sent + index}" for index in range(1000)]
-                    raw = await batch(service_pb.BatchDecideRequest(experiment=EXPERIMENT, units=units).SerializeToString())
-                    ids.extend(service_pb.BatchDecideResponse.FromString(raw).ids)
-                while sent < (time.perf_counter() - begun) * rate and ids:
-                    task = asyncio.create_task(one(ids.pop()))
-                    under_way.add(task)
-                    task.add_done_callback(under_way.discard)
-                    sent += 1
-                await asyncio.sleep(0.002)
-            await asyncio.gather(*under_way)
-
-    thread = threading.Thread(target=lambda: uvloop.run(run()))
-    thread.start()
-    try:
-        yield accepted
-    finally:
-        stop.set()
-        thread.join()
+def accepted(answers: list[bytes]) -> int:
+    found = [service_pb.ReportOutcomesResponse.FromString(answer).results for answer in answers]
+    return sum(len(results) == 1 and results[0].status == pb.OUTCOME_STATUS_ACCEPTED for results in found)
 
 
 def test_unary_decide_beside_its_floor(benchmark, peers, tmp_path):
@@ -221,17 +209,26 @@ def test_unary_decide_beside_its_floor(benchmark, peers, tmp_path):
         return found._replace(processor=max(processor_seconds(peer.pid) - before, TICK) / SLICE_CALLS * 1e6)
 
     def run() -> dict[str, list[Slice]]:
-        found: dict[str, list[Slice]] = {name: [] for name in (*peers, "ours + 10 % outcomes")}
+        found: dict[str, list[Slice]] = {}
         reported = 0
         for _ in range(SLICES + 1):
             for name, peer in peers.items():
-                found[name].append(measure(peer))
-            mixed = found["ours + 10 % outcomes"]
-            with reporting(ours.address, (mixed or found["ours"])[-1].rate / 10) as accepted:  # of the decisions that there are beside them
-                mixed.append(measure(ours))
-            reported += sum(accepted)
-            assert sum(accepted) == len(accepted)
-        print(f"outcomes accepted meanwhile: {reported}, {reported / (SLICES + 1) / SLICE_CALLS:.0%} of the decisions beside them")
+                found.setdefault(name, []).append(measure(peer))
+            for name in REPORTED:
+                peer, mixed = peers[name], found.setdefault(f"{name} + 10 % outcomes", [])
+                messages = reports(ours.address)
+                rate = (mixed or found[name])[-1].rate / 10  # of the decisions that there are beside them
+                with sending(peer.address, f"/{SERVICE}/ReportOutcomes", messages, rate) as answers:
+                    slice_ = measure(peer)
+                mixed.append(slice_)
+                together = (slice_.rate + rate) / slice_.rate
+                found.setdefault(f"{name} + 10 %, both", []).append(
+                    Slice(slice_.rate * together, slice_.p50, slice_.processor / together)
+                )
+                assert accepted(answers) == len(answers)
+                reported += len(answers)
+        share = reported / len(REPORTED) / (SLICES + 1) / SLICE_CALLS
+        print(f"outcomes accepted meanwhile: {share:.0%} of the decisions beside them")
         return {name: slices[1:] for name, slices in found.items()}  # the first warms up
 
     found = benchmark.pedantic(run, rounds=1, iterations=1)
@@ -326,3 +323,5 @@ def test_ten_thousand_experiments(benchmark):
         print(line(f"among {count} experiments", times))
     ratio = np.median(np.percentile(found[MANY], 99, axis=1)) / np.median(np.percentile(found[10], 99, axis=1))
     print(f"p99 among {MANY}: {ratio:.2f} x that among 10")
+    few, many = (np.percentile(np.median(found[count], axis=0), 99) for count in (10, MANY))
+    print(f"p99 of each decision's median over {ROUNDS} rounds, without what neighbours do: {few:.2f} and {many:.2f}, {many / few:.2f} x")
