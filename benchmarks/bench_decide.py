@@ -45,8 +45,8 @@ from allocator.v1 import allocator_service_pb2 as service_pb
 from benchmarks.processor import TICK, processor_seconds
 from benchmarks.reports import sending
 
-SLICE_CALLS = 5000
-SLICES = 11
+SLICE_CALLS = 2000
+SLICES = 25
 CONNECTIONS, IN_FLIGHT = 2, 8  # on each
 ROUNDS, DECISIONS = 20, 5000
 MANY = 10_000

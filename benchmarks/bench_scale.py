@@ -95,7 +95,7 @@ def test_a_pass_a_decision_and_a_publication(tmp_path):
         engine.start(threads=False)
         started = time.perf_counter() - started
         passes = 1
-        while engine.planner._due.waiting(CLOCK.now()):
+        while engine.planner._agenda.waiting():
             engine.planner.tick()
             passes += 1
         for number in range(size):

@@ -33,7 +33,6 @@ from allocator.server.metrics import Metrics
 
 COMMITS = 4  # at a time; more only wait for the same disk
 APART_SECONDS = 0.010  # between the beginnings of two: after a pause a report does not wait
-EXPOSURES_SECONDS = 0.05  # between two commits that take exposures along: they are most of what a small one costs
 FEW = 50  # outcomes; a report of more is worth a commit of its own at once
 LEAST_RETRY_SECONDS, MOST_RETRY_SECONDS = 0.05, 5.0
 METHOD = "ReportOutcomes"
@@ -86,7 +85,6 @@ class Intake:
         self._ended: asyncio.Future[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._begun = -math.inf  # the last commit
-        self._took = -math.inf  # the last that took exposures along
         self._seconds = LEAST_RETRY_SECONDS  # of a commit, lately
 
     async def report(self, outcomes: Sequence[Outcome], batches: Sequence[ExposureBatch] = ()) -> Answer:
@@ -183,11 +181,7 @@ class Intake:
         self._commits += 1
         loop = asyncio.get_running_loop()
         self._begun = loop.time()
-        exposures = []
-        if self._begun - self._took >= EXPOSURES_SECONDS:
-            self._took = self._begun
-            exposures = self._decider.take()
-        commit = Commit(group, self._monotonic(), exposures)
+        commit = Commit(group, self._monotonic(), self._decider.take())
         outcomes = [outcome for waiting in group for outcome in waiting.outcomes]
         begun = None
         if len(outcomes) < FEW and not group[0].batches:
@@ -215,7 +209,6 @@ class Intake:
         group = commit.group
         if answer is None:
             self._decider.give_back(commit.exposures)
-            self._took = -math.inf  # the next takes them along
             if isinstance(error, InvalidArgument) and len(group) > 1:
                 half = len(group) // 2
                 self._commit(group[:half])
