@@ -9,6 +9,7 @@ from allocator.core.lifecycle import State
 from allocator.core.outcome import Outcome
 from allocator.engine import planner
 from allocator.engine.agenda import QUIET_SECONDS
+from allocator.engine.engine import Engine
 from allocator.errors import Unavailable
 from tests.conftest import two_arms
 from tests.engine.fleet import Fleet
@@ -26,6 +27,16 @@ WATCHED = two_arms(
     metrics=(Metric("latency", 0.0, 1000.0), Metric("cost", 0.0, 10.0)),
     segments=(Segment("mobile", {"device": ("ios",)}),),
 )
+
+
+def crowd(count: int) -> tuple[Fleet, Engine, list[str]]:
+    """One server with so many running experiments, and their names."""
+    fleet = Fleet()
+    engine = fleet.start("a")
+    names = [f"default/e{index}" for index in range(count)]
+    for name in names:
+        fleet.run("a", two_arms(name=name.partition("/")[2]))
+    return fleet, engine, names
 
 
 @pytest.mark.parametrize(
@@ -76,11 +87,7 @@ def test_outcomes_without_a_loss_never_raise_evidence_of_harm(rehearsal, seed):
 
 
 def test_a_pass_breaks_off_for_a_loss_and_the_rest_comes_after_it(monkeypatch):
-    fleet = Fleet()
-    engine = fleet.start("a")
-    names = [f"default/e{index}" for index in range(6)]
-    for name in names:
-        fleet.run("a", two_arms(name=name.partition("/")[2]))
+    fleet, engine, names = crowd(6)
     for name in names:
         fleet.report("a", [fleet.decide("a", name)], reward=1.0)
     monkeypatch.setattr(planner, "PASS_SECONDS", -1.0)
@@ -130,11 +137,7 @@ def test_decisions_alone_are_looked_at_later_and_outcomes_at_the_next_refresh(re
 
 
 def test_losses_that_never_end_leave_time_for_the_others(monkeypatch):
-    fleet = Fleet()
-    engine = fleet.start("a")
-    names = [f"default/e{index}" for index in range(4)]
-    for name in names:
-        fleet.run("a", two_arms(name=name.partition("/")[2]))
+    fleet, engine, names = crowd(4)
     monkeypatch.setattr(planner, "PASS_SECONDS", -1.0)
     plan, seen = engine.planner._plan, set()
 
@@ -153,11 +156,7 @@ def test_losses_that_never_end_leave_time_for_the_others(monkeypatch):
 
 
 def test_a_plan_that_crashes_keeps_no_other_from_being_made(monkeypatch):
-    fleet = Fleet()
-    engine = fleet.start("a")
-    names = [f"default/e{index}" for index in range(3)]
-    for name in names:
-        fleet.run("a", two_arms(name=name.partition("/")[2]))
+    fleet, engine, names = crowd(3)
     plan, seen = engine.planner._plan, []
 
     def planning(record, now):
