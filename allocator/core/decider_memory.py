@@ -36,15 +36,21 @@ def of_slots(slots: int) -> tuple[bytes, float]:
     return slots.to_bytes(3, "big"), slots / SLOTS
 
 
-class Memory:
+class _AtHand:
+    """What the commonest decision reads, side by side in memory: among thousands of experiments each line of it has to be fetched."""
+
+    __slots__ = (
+        "counting", "drained", "drawing", "drawn_forms", "drew", "ends", "first_only", "keyed", "limit", "owners", "plain", "since",
+        "sticky", "units", "until",
+    )  # fmt: skip
+
+
+class Memory(_AtHand):
     """What is remembered of one experiment: the units seen in this window, the credit of its strict caps, its leases, and the units
     that have drawn in this activation.
     """
 
-    __slots__ = (
-        "activation", "bucket", "budgets", "counting", "drained", "drawing", "drawn_forms", "drew", "ends", "entry", "first_only", "forms",
-        "gate", "incumbent", "keyed", "limit", "owners", "plain", "sample", "since", "sticky", "units", "until", "window",
-    )  # fmt: skip
+    __slots__ = ("activation", "bucket", "budgets", "entry", "forms", "gate", "incumbent", "sample", "window")
 
     def __init__(self, entry: Entry) -> None:
         self.entry = entry

@@ -7,9 +7,10 @@ threads, so that a slow disk never holds a decision up.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from allocator.core.assignment import point, unit_hash
@@ -38,6 +39,7 @@ from allocator.v1 import allocator_pb2 as pb
 from allocator.v1 import allocator_service_pb2 as service_pb
 from allocator.v1 import operator_service_pb2 as operator_pb
 from allocator.wire import convert, snapshots
+from allocator.wire.decide_request import name_and_unit
 from allocator.wire.description import description_to_message
 from allocator.wire.exposures import KINDS, exposure_from_message, uid_from_text
 from allocator.wire.governance import annotation_to_message
@@ -53,6 +55,7 @@ MAX_LEASES = 1000
 NONCES_AT_ONCE = 512
 RESULTS_AT_HAND = 4096
 STATUSES = dict(pb.OutcomeStatus.items())
+NO_ATTRIBUTES: Mapping[str, str] = MappingProxyType({})
 parse_decide = service_pb.DecideRequest.FromString
 new_tuple = tuple.__new__  # what a NamedTuple's own `__new__` calls, at a third of the price
 
@@ -77,9 +80,10 @@ class AllocatorServicer:
         self._outcomes = {status: metrics.outcomes.labels(status.value) for status in Status}
         self._nonces = _nonces(engine.entropy)
         self._snapshot = engine.live.snapshot
-        self._named: dict[str, Entry] = {}
+        self._named: dict[bytes, Entry] = {}
         self._told: dict[int, _Told] = {}
-        engine.decider.dress = self._dress
+        self._decider = engine.decider
+        self._decider.dress = self._dress
         self.feed = Feed(self._live, self._monotonic, engine.issue_keys)
 
     def decide(self, raw: bytes) -> bytes:
@@ -88,22 +92,18 @@ class AllocatorServicer:
         Everything that answers of one plan share is built once, `_Answer`; what is left is to parse, choose, count and sign.
         """
         started = self._monotonic()
-        request = parse_decide(raw)
-        if self._live.snapshot is not self._snapshot:
-            self._snapshot, self._named = self._live.snapshot, {}
-        entry = self._named.get(request.experiment) or self._entry(request.experiment)
-        attributes = request.attributes
-        if len(attributes) > MAX_ATTRIBUTES:
-            raise InvalidArgument.of_field("attributes", f"got {len(attributes)}; at most {MAX_ATTRIBUTES} are allowed")
-        unit = check_unit(request.unit)
-        answer, token = self._engine.decider.answer(
-            entry,
-            unit,
-            attributes,
-            self._now(),
-            next(self._nonces),
-            stale=started - self._live.confirmed > entry.lease_seconds,
-        )
+        live = self._live
+        if live.snapshot is not self._snapshot:
+            self._snapshot, self._named = live.snapshot, {}
+        alone = name_and_unit(raw)
+        if alone is not None:
+            (name, unit), attributes = alone, NO_ATTRIBUTES
+            entry = self._named.get(name) or self._entry(name)
+        else:
+            entry, unit, attributes = self._parsed(raw)
+        stale = started - live.confirmed > entry.lease_seconds
+        form, token = self._decider.answer(entry, unit, attributes, self._now(), next(self._nonces), stale)
+        answer = form.dressed
         answer.made.count += 1
         if self._log is not None:
             self._log.decided(entry, token, unit, attributes, answer.reason)
@@ -112,13 +112,13 @@ class AllocatorServicer:
 
     async def batch_decide(self, request: service_pb.BatchDecideRequest) -> service_pb.BatchDecideResponse:
         """BatchDecide."""
-        entry = self._entry(request.experiment)
+        entry = self._entry(request.experiment.encode())
         if len(request.units) > MAX_UNITS:
             raise InvalidArgument.of_field(
                 "units", f"got {len(request.units)}; at most {MAX_UNITS} are allowed", reason="BATCH_TOO_LARGE"
             )
         units = check_units(request.units)
-        columns = self._engine.decider.decide_batch(
+        columns = self._decider.decide_batch(
             entry, units, request.attributes, self._now(), self._engine.entropy.bytes(8 * len(units)), stale=self._live.stale(entry)
         )
         for answer, count in columns.dressed:
@@ -176,14 +176,22 @@ class AllocatorServicer:
             grants=[service_pb.LeaseGrant(exposures=exposures, activation=activation) for exposures, activation in granted]
         )
 
-    def _entry(self, experiment: str) -> Entry:
-        entries = self._live.snapshot.entries
+    def _parsed(self, raw: bytes) -> tuple[Entry, bytes, Mapping[str, str]]:
+        """Experiment, unit and attributes of any DecideRequest."""
+        request = parse_decide(raw)
+        if len(request.attributes) > MAX_ATTRIBUTES:
+            raise InvalidArgument.of_field("attributes", f"got {len(request.attributes)}; at most {MAX_ATTRIBUTES} are allowed")
+        name = request.experiment.encode()
+        return self._named.get(name) or self._entry(name), check_unit(request.unit), request.attributes
+
+    def _entry(self, name: bytes) -> Entry:
+        entries, experiment = self._live.snapshot.entries, name.decode()
         entry = entries.get(experiment) or entries.get(full_name(experiment))
         if entry is None:
             if not experiment:
                 raise InvalidArgument.of_field("experiment", "got nothing; the name of an experiment is needed")
             raise NotFound(f"there is no experiment {experiment[:200]!r}", reason="UNKNOWN_EXPERIMENT", experiment=experiment)
-        self._named[experiment] = entry
+        self._named[name] = entry
         return entry
 
     def _dress(self, experiment: str, decision: Decision) -> _Answer:

@@ -219,13 +219,24 @@ def test_what_is_dressed_is_made_once_for_decisions_alike():
     for turn in range(3):
         for number in range(100):
             unit, nonce = b"unit-%d" % number, bytes((turn, number, 0, 0, 0, 0, 0, 0))
-            index, token = decider.answer(entry, unit, {}, START, nonce)
-            name, decision = made[index - 1]
+            form, token = decider.answer(entry, unit, {}, START, nonce)
+            name, decision = made[form.dressed - 1]
             assert name == entry.experiment
             assert decision.id == ""
             said = read(KEY, token.decode())
             assert decision.arm == entry.arms[said.arm] == entry.arms[choose(entry, unit, {}, nonce).arm]
     assert len(made) == 6  # three arms, new or known
+
+
+def test_of_every_experiment_the_latest_plan_decides_and_no_older_one_is_kept():
+    decider, count = Decider(KEY), 50
+    for version in range(1, 40):
+        entries = [replace(entry_with(version=version), uid=number.to_bytes(8, "big")) for number in range(count)]  # at other addresses
+        for entry in entries:
+            said = read(KEY, decider.decide(entry, b"unit", {}, START, version.to_bytes(8, "big")).id)
+            assert (said.uid, said.version) == (entry.uid, version)
+    assert {id(memory.entry) for memory in decider._seats.values()} == set(map(id, entries))
+    assert sum(exposure.count for exposure in decider.take()) == 39 * count
 
 
 def test_kinds_of_decisions_beyond_a_limit_are_forgotten_without_losing_a_count(monkeypatch):
