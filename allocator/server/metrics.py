@@ -101,6 +101,8 @@ class Metrics:
         known = self._labels.get(experiment)
         if known is not None:
             return known
+        if len(self._labels) >= most:
+            return OTHER
         with self._labelling:
             if len(self._labels) >= most:
                 return OTHER

@@ -39,6 +39,9 @@ class Tally(Collector):
 
     def labels(self, *values: str) -> Cell:
         """The count with these labels, for keeping. Raises ValueError when they are too few or too many."""
+        known = self._cells.get(values)
+        if known is not None:
+            return known
         if len(values) != len(self._labels):
             raise ValueError(f"got {len(values)} labels; {len(self._labels)} are needed: {', '.join(self._labels)}")
         return self._cells.setdefault(values, Cell())
