@@ -257,15 +257,20 @@ def entry(number: int = 0) -> Entry:
     )
 
 
-def timed(call: Callable[[int], object]) -> np.ndarray:
-    """Microseconds of each call, (ROUNDS, DECISIONS); two looks at the clock, some 0.1, are in each."""
+def timed(*calls: Callable[[int], object]) -> list[np.ndarray]:
+    """Microseconds of each call, (ROUNDS, DECISIONS), for every one of them, round by round in turn, so that noise hits all alike.
+
+    Two looks at the clock, some 0.1, are in each.
+    """
     clock = time.perf_counter_ns
-    found = np.empty((ROUNDS, DECISIONS))
-    for row in found:
-        for number in range(DECISIONS):
-            started = clock()
-            call(number)
-            row[number] = (clock() - started) / 1000
+    found = [np.empty((ROUNDS, DECISIONS)) for _ in calls]
+    for turn in range(ROUNDS):
+        for call, times in zip(calls, found, strict=True):
+            row = times[turn]
+            for number in range(DECISIONS):
+                started = clock()
+                call(number)
+                row[number] = (clock() - started) / 1000
     return found
 
 
@@ -289,11 +294,12 @@ def test_a_decision_in_process(benchmark):
                 newest[0] = replace(one, version=next(plans))
             return decider.decide(newest[0], units[n], {}, 1.8e9, nonces[n])
 
-        return {
-            "arm alone": timed(lambda n: choose(one, units[n], {}, nonces[n])),
-            "id, propensity, exposure count": timed(lambda n: decider.decide(one, units[n], {}, time.time(), nonces[n])),
-            "the same, a new plan every 1,000 decisions": timed(replanned),
+        calls = {
+            "arm alone": lambda n: choose(one, units[n], {}, nonces[n]),
+            "id, propensity, exposure count": lambda n: decider.decide(one, units[n], {}, time.time(), nonces[n]),
+            "the same, a new plan every 1,000 decisions": replanned,
         }
+        return dict(zip(calls, timed(*calls.values()), strict=True))
 
     print(f"\nmicroseconds, the median of {ROUNDS} rounds of {DECISIONS} and their spread:")
     for name, times in benchmark.pedantic(run, rounds=1, iterations=1).items():
@@ -304,7 +310,7 @@ def test_ten_thousand_experiments(benchmark):
     nonces = [number.to_bytes(8, "big") for number in range(DECISIONS)]
 
     def run() -> dict[int, np.ndarray]:
-        found, callers = {}, {}
+        callers = {}
         for count in (10, MANY):
             snapshot, decider = Snapshot().replaced([entry(number) for number in range(count)]), Decider(b"k" * 32)
             names = [f"default/e{number * 7919 % count}" for number in range(DECISIONS)]
@@ -313,9 +319,7 @@ def test_ten_thousand_experiments(benchmark):
                 return decider.decide(entries[names[n]], b"user-%d" % n, {}, 1.8e9, nonces[n])
 
             callers[count] = decide
-        for count, decide in callers.items():
-            found[count] = timed(decide)
-        return found
+        return dict(zip(callers, timed(*callers.values()), strict=True))
 
     found = benchmark.pedantic(run, rounds=1, iterations=1)
     print()
