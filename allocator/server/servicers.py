@@ -1,35 +1,33 @@
 """Both services: convert, call, convert.
 
-In: messages. Out: messages. `Decide` reads the snapshot and this process's own counts, nothing else; whatever waits for the store runs in
-threads, so that a slow disk never holds a decision up.
+In: messages. Out: messages. Whatever waits for the store runs in threads, so that a slow disk never holds a decision up. `Decide`, which
+waits for nothing, has a file of its own, `decide.py`.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
+from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from allocator.core.assignment import point, unit_hash
-from allocator.core.decision import Decision, Reason, check_unit, check_units
-from allocator.core.decision_id import NONCE_BYTES
+from allocator.core.decision import check_unit, check_units
 from allocator.core.experiment import Assignment
 from allocator.core.lifecycle import State
 from allocator.core.outcome import Outcome
 from allocator.core.record import Record
 from allocator.core.selector import selector
-from allocator.core.snapshot import Entry, full_name
+from allocator.core.snapshot import full_name
 from allocator.engine import history
 from allocator.engine.engine import Engine
 from allocator.engine.exposures import ExposureBatch
 from allocator.engine.ingest import Result, Status
 from allocator.engine.tokens import Tokens
-from allocator.errors import AllocatorError, InvalidArgument, NotFound
-from allocator.ports import Entropy
+from allocator.errors import AllocatorError, InvalidArgument
 from allocator.server import tracing
+from allocator.server.decide import deciding, entry_of
 from allocator.server.governance import Governance, actor_of, page_size
 from allocator.server.intake import Intake
 from allocator.server.metrics import Metrics
@@ -38,8 +36,7 @@ from allocator.server.watch import Feed
 from allocator.v1 import allocator_pb2 as pb
 from allocator.v1 import allocator_service_pb2 as service_pb
 from allocator.v1 import operator_service_pb2 as operator_pb
-from allocator.wire import convert, snapshots
-from allocator.wire.decide_request import name_and_unit
+from allocator.wire import convert
 from allocator.wire.description import description_to_message
 from allocator.wire.exposures import KINDS, exposure_from_message, uid_from_text
 from allocator.wire.governance import annotation_to_message
@@ -50,13 +47,9 @@ if TYPE_CHECKING:  # it brings pyarrow along, which a server without a log need 
     from allocator.server.decision_log import DecisionLog
 
 MAX_UNITS = 10_000
-MAX_ATTRIBUTES = 64
 MAX_LEASES = 1000
-NONCES_AT_ONCE = 512
 RESULTS_AT_HAND = 4096
 STATUSES = dict(pb.OutcomeStatus.items())
-NO_ATTRIBUTES: Mapping[str, str] = MappingProxyType({})
-parse_decide = service_pb.DecideRequest.FromString
 new_tuple = tuple.__new__  # what a NamedTuple's own `__new__` calls, at a third of the price
 
 T = TypeVar("T")
@@ -76,43 +69,15 @@ class AllocatorServicer:
         self._live = engine.live
         self._now = engine.clock.now
         self._monotonic = engine.clock.monotonic
-        self._observe = metrics.decision_duration.observe
         self._outcomes = {status: metrics.outcomes.labels(status.value) for status in Status}
-        self._nonces = _nonces(engine.entropy)
-        self._snapshot = engine.live.snapshot
-        self._named: dict[bytes, Entry] = {}
         self._told: dict[int, _Told] = {}
+        self.decide = deciding(engine, metrics, log)
         self._decider = engine.decider
-        self._decider.dress = self._dress
         self.feed = Feed(self._live, self._monotonic, engine.issue_keys)
-
-    def decide(self, raw: bytes) -> bytes:
-        """Decide, from the bytes of a DecideRequest to those of a DecideResponse.
-
-        Everything that answers of one plan share is built once, `_Answer`; what is left is to parse, choose, count and sign.
-        """
-        started = self._monotonic()
-        live = self._live
-        if live.snapshot is not self._snapshot:
-            self._snapshot, self._named = live.snapshot, {}
-        alone = name_and_unit(raw)
-        if alone is not None:
-            (name, unit), attributes = alone, NO_ATTRIBUTES
-            entry = self._named.get(name) or self._entry(name)
-        else:
-            entry, unit, attributes = self._parsed(raw)
-        stale = started - live.confirmed > entry.lease_seconds
-        form, token = self._decider.answer(entry, unit, attributes, self._now(), next(self._nonces), stale)
-        answer = form.dressed
-        answer.made.count += 1
-        if self._log is not None:
-            self._log.decided(entry, token, unit, attributes, answer.reason)
-        self._observe(self._monotonic() - started)
-        return answer.before + token + answer.after
 
     async def batch_decide(self, request: service_pb.BatchDecideRequest) -> service_pb.BatchDecideResponse:
         """BatchDecide."""
-        entry = self._entry(request.experiment.encode())
+        entry = entry_of(self._live, request.experiment)
         if len(request.units) > MAX_UNITS:
             raise InvalidArgument.of_field(
                 "units", f"got {len(request.units)}; at most {MAX_UNITS} are allowed", reason="BATCH_TOO_LARGE"
@@ -175,27 +140,6 @@ class AllocatorServicer:
         return service_pb.LeaseExposureResponse(
             grants=[service_pb.LeaseGrant(exposures=exposures, activation=activation) for exposures, activation in granted]
         )
-
-    def _parsed(self, raw: bytes) -> tuple[Entry, bytes, Mapping[str, str]]:
-        """Experiment, unit and attributes of any DecideRequest."""
-        request = parse_decide(raw)
-        if len(request.attributes) > MAX_ATTRIBUTES:
-            raise InvalidArgument.of_field("attributes", f"got {len(request.attributes)}; at most {MAX_ATTRIBUTES} are allowed")
-        name = request.experiment.encode()
-        return self._named.get(name) or self._entry(name), check_unit(request.unit), request.attributes
-
-    def _entry(self, name: bytes) -> Entry:
-        entries, experiment = self._live.snapshot.entries, name.decode()
-        entry = entries.get(experiment) or entries.get(full_name(experiment))
-        if entry is None:
-            if not experiment:
-                raise InvalidArgument.of_field("experiment", "got nothing; the name of an experiment is needed")
-            raise NotFound(f"there is no experiment {experiment[:200]!r}", reason="UNKNOWN_EXPERIMENT", experiment=experiment)
-        self._named[name] = entry
-        return entry
-
-    def _dress(self, experiment: str, decision: Decision) -> _Answer:
-        return _Answer(*snapshots.decide_response_around(decision), self._metrics.decided(experiment, decision), decision.reason)
 
     def _tell(self, result: Result) -> _Told:
         """The answer for one outcome, kept: most results are the same few objects."""
@@ -350,16 +294,6 @@ class OperatorServicer(Governance):
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Answer:
-    """A DecideResponse before and after the id, how many such decisions were made, and why."""
-
-    before: bytes
-    after: bytes
-    made: Cell
-    reason: Reason
-
-
-@dataclass(frozen=True, slots=True, eq=False)
 class _Told:
     """A ReportOutcomesResponse with this result alone, and how many such results there were. Several of them one after another are one
     response with all results. Who holds `result` keeps its `id` from coming again.
@@ -368,14 +302,6 @@ class _Told:
     result: Result
     message: bytes
     made: Cell
-
-
-def _nonces(entropy: Entropy) -> Iterator[bytes]:
-    """8 random bytes at a time; the operating system is asked once for many."""
-    while True:
-        pool = entropy.bytes(NONCE_BYTES * NONCES_AT_ONCE)
-        for start in range(0, len(pool), NONCE_BYTES):
-            yield pool[start : start + NONCE_BYTES]
 
 
 def _lease(index: int, lease: service_pb.ExposureLease) -> tuple[str, int, str, int]:
