@@ -45,14 +45,14 @@ from allocator.v1 import allocator_service_pb2 as service_pb
 from benchmarks.processor import TICK, processor_seconds
 from benchmarks.reports import sending
 
-SLICE_CALLS = 2000
-SLICES = 25
+SLICE_CALLS = 1000  # few: a neighbour's noise lasts for seconds, and what is compared must meet the same
+SLICES = 80
 CONNECTIONS, IN_FLIGHT = 2, 8  # on each
 ROUNDS, DECISIONS = 20, 5000
 MANY = 10_000
-REPORTS = 5000  # at hand for a slice
+REPORTS = 1000  # at hand for a slice
 REPORTED = ("floor", "ours")
-TINY = {"SLICE_CALLS": 50, "SLICES": 2, "ROUNDS": 2, "DECISIONS": 200, "MANY": 100, "REPORTS": 1000}
+TINY = {"SLICE_CALLS": 50, "SLICES": 2, "ROUNDS": 2, "DECISIONS": 200, "MANY": 100}
 
 SERVICE = "allocator.v1.AllocatorService"
 REQUEST = service_pb.DecideRequest(experiment=EXPERIMENT, unit="user-1234567").SerializeToString()
