@@ -71,10 +71,12 @@ def test_a_known_beginning_with_anything_else_behind_it_is_parsed(served):
             decide(raw)
     with pytest.raises(InvalidArgument, match="unit"):
         decide(begun + b"\x00")
-    later = begun + b"\x04unit" + b"\x12\x05other"  # the last one counts
-    assert rehearsal.engine.ingest.read(service_pb.DecideResponse.FromString(decide(later)).decision.id).arm == choose(
-        rehearsal.engine.live.snapshot.entries["default/a"], b"other", {}, b"12345678"
-    ).arm
+    entry = rehearsal.engine.live.snapshot.entries["default/a"]
+    arms = {unit: choose(entry, unit, {}, b"").arm for unit in (b"other", b"u123", b"u1234")}
+    assert len(set(arms.values())) == 2, "units that tell nothing apart"
+    for unit, arm in arms.items():
+        later = begun + b"\x04unit\x12" + bytes((len(unit),)) + unit  # the last one counts
+        assert service_pb.DecideResponse.FromString(decide(later)).decision.arm == entry.arms[arm]
     for raw in (b"", b"\n", b"\n\x01", b"\n\x00\x12\x04unit"):
         with pytest.raises((InvalidArgument, DecodeError)):
             decide(raw)
