@@ -70,7 +70,7 @@ class Memory(_AtHand):
         self.plain = False
 
     def prepare(self) -> None:
-        """Lay out what `_draw` reads of the plan. plain: one table decides, and nothing else has a say."""
+        """Lay out what `Decider.answer` reads of the plan. plain: one table decides, and nothing else has a say."""
         entry = self.entry
         ruled = entry.only is not None or entry.segments or entry.opt_out or entry.target or entry.pins
         self.plain = not ruled and self.gate is None and self.budgets is None

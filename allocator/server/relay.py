@@ -67,7 +67,7 @@ class Relay:
         self.entropy = entropy
         self.live = Live(clock)
         self._life = int(clock.now() * 1e6)
-        self.decider: Decider = Decider(b"", life=self._life)
+        self.decider = Decider(b"", life=self._life)
         self.ingest = self  # what an engine has as a part of its own
         self.ready = threading.Event()
         stub = service_grpc.AllocatorServiceStub(channel)

@@ -60,7 +60,7 @@ class Tally(Collector):
 class Spread(Collector):
     """A histogram. bounds: rising upper ends of its buckets, the last of them infinite in any case.
 
-    Whoever is in a hurry appends to `noted` itself, and calls `count` when that has grown to `NOTED_AT_ONCE`: many at a time cost a third.
+    Whoever is in a hurry appends to `noted` itself, and calls `count` when it has grown to `NOTED_AT_ONCE`: many at a time cost less.
     """
 
     def __init__(self, name: str, documentation: str, bounds: Sequence[float], registry: CollectorRegistry) -> None:

@@ -19,21 +19,6 @@ from allocator.wire.scalars import duration, fill_match, match_from_message, sec
 DOUBLE = struct.Struct("<d")
 
 
-def decision_to_message(decision: Decision) -> pb.Decision:
-    """A decision as a message."""
-    return pb.Decision(
-        arm=decision.arm,
-        propensity=decision.propensity,
-        reason=int(decision.reason),
-        id=decision.id,
-        snapshot_version=decision.snapshot_version,
-        model_uri=decision.model_uri,
-        incumbent=decision.incumbent,
-        shadow_arm=decision.shadow_arm,
-        segment=decision.segment,
-    )
-
-
 def decide_response_around(decision: Decision) -> tuple[bytes, bytes]:
     """The bytes of a DecideResponse before and after its id, which has 68 characters: what many answers share is built once.
 
@@ -41,12 +26,11 @@ def decide_response_around(decision: Decision) -> tuple[bytes, bytes]:
     by field, since of thousands of experiments each plan serves few decisions: by way of messages this costs more than the decision.
     Source: https://protobuf.dev/programming-guides/encoding.
     """
-    _, propensity, reason, _, version, *_ = decision
-    chance = b"\x11" + DOUBLE.pack(propensity) if propensity else b""
-    before = b"%b%b\x18%c\x22%c" % (_text(1, decision.arm), chance, reason, LENGTH)
-    number = b"\x28" + _varint(version) if version else b""
+    propensity = b"\x11" + DOUBLE.pack(decision.propensity) if decision.propensity else b""
+    before = b"%b%b\x18%c\x22%c" % (_text(1, decision.arm), propensity, decision.reason, LENGTH)
+    version = b"\x28" + _varint(decision.snapshot_version) if decision.snapshot_version else b""
     after = b"".join(
-        (number, _text(6, decision.model_uri), _text(7, decision.incumbent), _text(8, decision.shadow_arm), _text(9, decision.segment))
+        (version, _text(6, decision.model_uri), _text(7, decision.incumbent), _text(8, decision.shadow_arm), _text(9, decision.segment))
     )
     return b"\x0a%b%b" % (_varint(len(before) + LENGTH + len(after)), before), after
 

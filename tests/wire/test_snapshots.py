@@ -7,8 +7,9 @@ import itertools
 import pytest
 
 from allocator.core.decision import Decision, Reason
+from allocator.v1 import allocator_pb2 as pb
 from allocator.v1 import allocator_service_pb2 as service_pb
-from allocator.wire.snapshots import decide_response_around, decision_from_message, decision_to_message
+from allocator.wire.snapshots import decide_response_around, decision_from_message
 
 IDS = ("A" * 68, "-_" * 34, "z0" * 34)
 
@@ -23,5 +24,5 @@ def test_an_answer_cut_around_its_id_is_byte_for_byte_the_serialised_message(rea
             for text in IDS:
                 expected = decision._replace(id=text)
                 raw = before + text.encode() + after
-                assert raw == service_pb.DecideResponse(decision=decision_to_message(expected)).SerializeToString()
+                assert raw == service_pb.DecideResponse(decision=pb.Decision(**expected._asdict())).SerializeToString()
                 assert decision_from_message(service_pb.DecideResponse.FromString(raw).decision) == expected
