@@ -45,6 +45,7 @@ from allocator.server import access
 from allocator.server.config import ACCESS, check_address, check_listener, check_pair, lacking
 from allocator.server.forward import Forward
 from allocator.server.interceptors import Unary, instant, streaming, unary
+from allocator.server.interpreter import favour_decisions
 from allocator.server.introspection import ASK_SECONDS, REFRESH_SECONDS, Introspected, check_digests
 from allocator.server.main import FLUSH_SECONDS, MAX_MESSAGE, OWN_QUEUE, SERVICES, Generic, bind, grpc_server, keep_warning, serve_metrics
 from allocator.server.metrics import Metrics
@@ -158,6 +159,7 @@ class Edge:
         self._tasks += [asyncio.create_task(task) for task in (self._look(), self._look_at_tokens())]
         while not self.relay.ready.is_set():
             await loop.run_in_executor(self._threads, self.relay.ready.wait, LOOK_SECONDS)
+        favour_decisions()
         await self._grpc.start()
         self._tasks += [asyncio.create_task(task) for task in (self._flush(), self._lease())]
         if config.insecurity:

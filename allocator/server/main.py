@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 import os
 import signal
 import socket
@@ -39,6 +38,7 @@ from allocator.server.access import REFLECTION, Access, Gate
 from allocator.server.checkpoints import Checkpoints
 from allocator.server.config import Config, is_loopback
 from allocator.server.interceptors import Unary, instant, streaming, unary
+from allocator.server.interpreter import favour_decisions
 from allocator.server.metrics import Metrics
 from allocator.server.servicers import AllocatorServicer, OperatorServicer
 from allocator.server.tls import Certificates
@@ -68,7 +68,6 @@ OPTIONS = (
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
     ("grpc.keepalive_permit_without_calls", 1),
 )
-COLLECTIONS = 2000, 5, 1000  # garbage: nearly all is gone in the first two; the third walks everything, 0.1 s with 10,000 experiments
 OWN_QUEUE = ("Decide", "ReportOutcomes")  # methods; the others share one
 
 log = structlog.get_logger()
@@ -130,8 +129,7 @@ class Server:
             self.engine.commands.least_approvals = config.least_approvals
             self.engine.commands.broken_glass = metrics.break_glass.inc
             self.engine.start(threads=False, most=FIRST_EXPERIMENTS)
-            gc.freeze()  # what was loaded stays: walking it again and again would hold decisions up
-            gc.set_threshold(*COLLECTIONS)
+            favour_decisions()
             specs_wait = not load_specs(self.engine, config.specs)
             self._log = open_decision_log(config, self.engine, metrics)
             self._grpc = self._build(metrics)
