@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import shutil
+import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,6 +14,9 @@ import pytest
 
 from allocator.core.experiment import Arm, Experiment, Exposure, Guardrail, Reward
 from allocator.core.experiment_rules import checked
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in the background of a shell, and what tests start would inherit it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 START = 1_800_000_000.0
 
