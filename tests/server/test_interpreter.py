@@ -20,6 +20,7 @@ def usual():
     yield
     sys.setswitchinterval(before[0])
     gc.set_threshold(*before[1])
+    gc.unfreeze()
 
 
 def make_usual():
