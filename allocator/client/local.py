@@ -403,9 +403,10 @@ class LocalClient:
         hurried = closing or self._hurry > 0
         if hurried or now >= self._exposures_due:
             self._exposures_due = now + EXPOSURES_SECONDS
-            for _ in range(self._decider.helpings()):
+            spare = None if hurried else now
+            for _ in range(self._decider.helpings(spare)):
                 with self._lock:
-                    taken = self._decider.take()
+                    taken = self._decider.take(spare)
                 self._outbox.put_exposures(taken)
         if now < self._again and not hurried:
             return False

@@ -11,6 +11,10 @@ its eviction counts again, and heavy users come back most.
 Draws are counted beside exposures, for the check that what is served agrees with the published weights: how often each arm came, and
 how often it should have. Where assignment is sticky a unit draws once and then returns to its slot, so only its first decision in an
 activation is a draw. Nobody remembers units across processes, so draws carry the decider's `life`: each life is judged by itself.
+
+A draw is four numbers to store for an experiment of four arms, an exposure one. So the draws of an experiment with little traffic wait
+for one another, at most a minute; exposures, on which pending outcomes and guardrails rest, never do. A process that is killed takes the
+draws that wait with it, whichever arms they were, so what is left is judged as before.
 """
 
 from __future__ import annotations
@@ -18,7 +22,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
-from itertools import islice
+from itertools import islice, takewhile
 from typing import Any, NamedTuple
 
 from allocator.core.assignment import SLOTS
@@ -30,6 +34,8 @@ from allocator.core.snapshot import Entry
 
 MAX_FORMS = 1024  # kept of each plan; only strict caps on many candidates make more than a handful
 TAKEN_AT_ONCE = 64  # experiments of which one `take` adds up the counts: a decision that comes meanwhile waits some hundred microseconds
+FEW_DRAWS = 16  # of one experiment: they may wait
+DRAWS_SECONDS = 60.0  # at most
 RETURNED_AT_ONCE = 1000  # cells given back that one `take` hands out again: a store that refuses for hours must not make each report dearer
 ALIGNED = 4  # bits of an address that are zero: left in, they would make the keys of a dict collide
 new_tuple = tuple.__new__  # what `_make` calls, and 0.1 us cheaper
@@ -40,7 +46,7 @@ Place = tuple[bytes, int, int, int, int]  # the first five fields of an Exposure
 class Exposure(NamedTuple):
     """Decisions of one arm, segment and bucket since the last `take`. units: those that count in guardrails.
 
-    drawn: those that were draws from the published weights. expected: what `drawn` should have been,
+    drawn: those that were draws from the published weights, and draws of before that waited. expected: what `drawn` should have been,
     x 65,536; variance: its variance, x 65,536 squared. life: of the decider, 0 where every decision is a draw of its own.
     """
 
@@ -91,6 +97,7 @@ class Decider:
         self._counts: dict[Place, list[int]] = {}
         self._counting: deque[Memory] = deque()  # those with counts that are not in `_counts` yet
         self._drawn: list[_Draws] = []
+        self._holding: deque[tuple[float, Memory]] = deque()  # those whose draws wait, and until when
         self._returned: dict[Place, list[int]] = {}
         self.low: Callable[[], None] = lambda: None
         self.dress: Callable[[str, Decision], Any] = lambda _name, _decision: None
@@ -310,21 +317,30 @@ class Decider:
             self._close(memory)
             memory.forget_forms()
 
-    def helpings(self) -> int:
+    def helpings(self, now: float | None = None) -> int:
         """How many calls of `take` hand over what has been counted by now; at least 1."""
-        return max(1, -(-len(self._counting) // TAKEN_AT_ONCE))
+        due = len(self._holding) if now is None else sum(1 for _ in takewhile(lambda held: held[0] <= now, self._holding))
+        return max(1, -(-(len(self._counting) + due) // TAKEN_AT_ONCE))
 
-    def take(self) -> list[Exposure]:
+    def take(self, now: float | None = None) -> list[Exposure]:
         """The exposures counted since the last call. They are now the caller's: give back what could not be stored.
 
-        Of many experiments, and of what was given back, as much as is taken at once: the rest comes with later calls. Empty when there is
-        none left.
+        now: seconds of a clock that never goes back. With it, an experiment's draws wait while there are few of them; without it, all that
+        was counted is handed over, as at the end. Of many experiments, and of what was given back, as much as is taken at once: the rest
+        comes with later calls. Empty when there is none left.
         """
         left = TAKEN_AT_ONCE
         while self._counting and (left > 0 or not (self._counts or self._drawn)):
             memory = self._counting.popleft()
-            self._close(memory)
+            if self._close(memory, hold=now is not None) and not memory.holding:
+                memory.holding = True
+                self._holding.append((now + DRAWS_SECONDS, memory))
             memory.counting = False
+            left -= 1
+        while self._holding and (now is None or self._holding[0][0] <= now) and (left > 0 or not (self._counts or self._drawn)):
+            memory = self._holding.popleft()[1]
+            self._close(memory)
+            memory.holding = False
             left -= 1
         counts, self._counts = self._counts, {}
         draws, self._drawn = self._drawn, []
@@ -367,24 +383,30 @@ class Decider:
                 )
             memory.prepare()
         if not memory.since <= milliseconds < memory.until:
-            self._close(memory)
+            self._close(memory, hold=True)  # draws are judged over all buckets: those that wait go into the one in which their wait ends
             memory.turn(milliseconds)
         return memory
 
-    def _close(self, memory: Memory) -> None:
-        """Set aside what was counted under this plan in this bucket: another begins, or it is stored."""
+    def _close(self, memory: Memory, *, hold: bool = False) -> bool:
+        """Set aside what was counted under this plan in this bucket: another begins, or it is stored. hold: all but the draws, while they
+        are few. Returns whether any were left.
+        """
         entry, drawn = memory.entry, {}
+        waiting = sum(form.drawn for form in memory.forms.values()) if hold else 0
+        hold = hold and waiting < FEW_DRAWS and len(memory.forms) <= MAX_FORMS
         for form in memory.forms.values():
             if form.count and form.flags & COUNTED:
                 counted = self._counts.setdefault((entry.uid, entry.activation, memory.bucket, form.arm, form.segment), [0, 0])
                 counted[0] += form.count
                 counted[1] += form.count if form.flags & FIRST else 0
-            if form.drawn:
+            form.count = 0
+            if form.drawn and not hold:
                 drawn.setdefault(form.segment, [0] * len(entry.arms))[form.arm] += form.drawn
-            form.count = form.drawn = 0
+                form.drawn = 0
         if len(memory.forms) > MAX_FORMS:
             memory.forget_forms()
         self._drawn += [_Draws(entry, memory.bucket, segment, arms) for segment, arms in drawn.items()]
+        return hold and waiting > 0
 
 
 def _merge(into: dict[Place, list[int]], key: Place, numbers: Sequence[int]) -> None:

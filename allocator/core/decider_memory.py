@@ -50,7 +50,7 @@ class Memory(_AtHand):
     that have drawn in this activation.
     """
 
-    __slots__ = ("activation", "bucket", "budgets", "entry", "forms", "gate", "incumbent", "sample", "window")
+    __slots__ = ("activation", "bucket", "budgets", "entry", "forms", "gate", "holding", "incumbent", "sample", "window")
 
     def __init__(self, entry: Entry) -> None:
         self.entry = entry
@@ -61,6 +61,7 @@ class Memory(_AtHand):
         self.forms: dict[Key, Form] = {}
         self.drawn_forms: tuple[Form | None, ...] = ()  # of a plain plan, at owner << 2 | met
         self.counting = False
+        self.holding = False
         self.units: dict[bytes, int] = {}  # hash of a unit: the arms that it has met, a bit for each
         self.since = self.until = 0  # milliseconds between which bucket and window stay the same
         self.bucket = self.window = -1

@@ -132,8 +132,10 @@ def _faults(path: str, e: Exposure) -> list[Violation]:
     if not 0 <= e.count <= MAX_COUNT:
         wrong.append(("count", e.count, f"0 to {MAX_COUNT}"))
     most = min(max(e.count, 0), MAX_COUNT)
-    parts = (("units", e.units), ("drawn", e.drawn))
-    wrong += [(name, value, f"0 to its count, {most},") for name, value in parts if not 0 <= value <= most]
+    if not 0 <= e.units <= most:
+        wrong.append(("units", e.units, f"0 to its count, {most},"))
+    if not 0 <= e.drawn <= MAX_COUNT:  # some may come after their decisions
+        wrong.append(("drawn", e.drawn, f"0 to {MAX_COUNT}"))
     if not 0 <= e.expected <= MAX_COUNT << 16:
         wrong.append(("expected", e.expected, f"0 to {MAX_COUNT << 16}"))
     if not 0 <= e.variance <= MAX_COUNT << 32:

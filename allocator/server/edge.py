@@ -295,8 +295,9 @@ class Edge:
             await asyncio.sleep(FLUSH_SECONDS)
             exposures = []
             try:
-                for _ in range(self.relay.decider.helpings()):
-                    exposures += self.relay.decider.take()
+                now = self._clock.monotonic()
+                for _ in range(self.relay.decider.helpings(now)):
+                    exposures += self.relay.decider.take(now)
                     await asyncio.sleep(0)
             except asyncio.CancelledError:
                 self.relay.decider.give_back(exposures)

@@ -118,8 +118,8 @@ class Intake:
 
         Who is cancelled meanwhile does not undo it: they are given back when the store has refused them, and only then.
         """
-        for _ in range(self._decider.helpings()):
-            if exposures := self._decider.take():
+        for _ in range(self._decider.helpings(self._monotonic())):
+            if exposures := self._decider.take(self._monotonic()):
                 await self._store(exposures)
 
     async def _store(self, exposures: list[Exposure]) -> None:
@@ -181,7 +181,7 @@ class Intake:
         self._commits += 1
         loop = asyncio.get_running_loop()
         self._begun = loop.time()
-        commit = Commit(group, self._monotonic(), self._decider.take())
+        commit = Commit(group, self._monotonic(), self._decider.take(self._monotonic()))
         outcomes = [outcome for waiting in group for outcome in waiting.outcomes]
         begun = None
         if len(outcomes) < FEW and not group[0].batches:

@@ -272,7 +272,7 @@ def test_of_what_was_given_back_as_much_is_taken_at_once_as_a_report_can_carry_a
     for number in range(60):
         decider.decide(entry, b"unit-%d" % number, {}, START + number, number.to_bytes(8, "big"))
     everything = decider.take()
-    assert len(everything) == 180  # three arms, each in its second
+    assert len(everything) >= 60  # one in each second, and three arms' draws
     decider.give_back(everything)
     for _ in range(3):
         taken = decider.take()
@@ -284,6 +284,73 @@ def test_of_what_was_given_back_as_much_is_taken_at_once_as_a_report_can_carry_a
         found += taken
     assert sorted(found) == sorted(everything)
     assert found[:4] == everything[12:16], "those that were tried wait behind those that were not"
+
+
+def counted(exposures):
+    """Decisions and units by activation, bucket, arm and segment."""
+    found = Counter()
+    for e in exposures:
+        found[e[:5], "count"] += e.count
+        found[e[:5], "units"] += e.units
+    return +found
+
+
+def drawn(exposures):
+    """Draws by activation, arm and segment, over all buckets."""
+    found = Counter()
+    for e in exposures:
+        for name in ("drawn", "expected", "variance"):
+            found[e.activation, e.arm, e.segment, name] += getattr(e, name)
+    return +found
+
+
+@pytest.mark.parametrize("case", ENTRIES)
+def test_draws_that_wait_come_to_the_same_as_those_that_do_not_and_no_exposure_waits(case):
+    changes, attributes, stale = ENTRIES[case]
+    entry, rng = entry_with(**changes), random.Random(9)
+    waits, at_once = pair(entry)
+    found: tuple[list, list] = [], []
+    for number in range(900):
+        if number in (300, 600):  # another plan, and another activation
+            entry = replace(entry, version=entry.version + 1, activation=entry.activation + number // 600)
+        now, unit, nonce = START + number, b"unit-%d" % rng.randrange(400), rng.randbytes(8)
+        for decider in (waits, at_once):
+            decider.decide(entry, unit, attributes, now, nonce, stale=stale)
+        if rng.random() < 0.3:
+            found[0].extend(waits.take(now))
+            found[1].extend(at_once.take())
+            assert counted(found[0]) == counted(found[1])
+            missing = drawn(found[1]) - drawn(found[0])
+            assert sum(n for key, n in missing.items() if key[-1] == "drawn") < decider_module.FEW_DRAWS
+    for into, decider in zip(found, (waits, at_once), strict=True):
+        into.extend(decider.take())
+        assert decider.take() == []
+    assert counted(found[0]) == counted(found[1])
+    assert drawn(found[0]) == drawn(found[1])
+
+
+def test_few_draws_wait_a_minute_and_many_do_not_wait():
+    decider, entry, few = Decider(KEY), entry_with(), decider_module.FEW_DRAWS
+    for number in range(few - 1):
+        decider.decide(entry, b"unit-%d" % number, {}, START, number.to_bytes(8, "big"))
+    assert sum(e.count for e in decider.take(100.0)) == few - 1
+    assert decider.take(100.0 + decider_module.DRAWS_SECONDS - 0.1) == []
+    assert sum(e.drawn for e in decider.take(100.0 + decider_module.DRAWS_SECONDS)) == few - 1
+    for number in range(few):
+        decider.decide(entry, b"other-%d" % number, {}, START, number.to_bytes(8, "big"))
+    assert sum(e.drawn for e in decider.take(200.0)) == few
+    assert decider.take() == []
+
+
+def test_the_draws_of_thousands_of_quiet_experiments_come_in_several_helpings():
+    decider, count = Decider(KEY), 3 * decider_module.TAKEN_AT_ONCE
+    for number in range(count):
+        decider.decide(replace(entry_with(), uid=number.to_bytes(8, "big")), b"unit", {}, START, number.to_bytes(8, "big"))
+    assert [sum(e.count for e in decider.take(0.0)) for _ in range(decider.helpings(0.0))] == [count // 3] * 3
+    assert decider.helpings(1.0) == 1
+    late = decider_module.DRAWS_SECONDS
+    assert [sum(e.drawn for e in decider.take(late)) for _ in range(decider.helpings(late))] == [count // 3] * 3
+    assert decider.take() == []
 
 
 def test_an_unknown_reason_from_a_newer_planner_is_an_incumbent_all_the_same():

@@ -85,7 +85,7 @@ def test_what_comes_after_its_bucket_is_settled_is_told_as_lost(engine, clock):
 
 @pytest.mark.parametrize(
     ("changes", "field"),
-    [({"count": -1}, "count"), ({"units": 11}, "units"), ({"drawn": 11}, "drawn"), ({"expected": -1}, "expected"),
+    [({"count": -1}, "count"), ({"units": 11}, "units"), ({"drawn": -1}, "drawn"), ({"expected": -1}, "expected"),
      ({"variance": 1 << 62}, "variance"), ({"bucket": -1}, "bucket"), ({"count": 10**10}, "count")],
     ids=str,
 )  # fmt: skip
