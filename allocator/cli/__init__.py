@@ -51,25 +51,30 @@ class _Commands(TyperGroup):
 
     def main(self, args: Sequence[str] | None = None, *more: Any, standalone_mode: bool = True, **extra: Any) -> Any:
         del standalone_mode
-        args = sys.argv[1:] if args is None else args
+        try:
+            code = self._code(sys.argv[1:] if args is None else args, *more, **extra)
+        except (KeyboardInterrupt, typer.Abort):  # also while an error is being told
+            code = INTERRUPTED
+        sys.exit(code if isinstance(code, int) else 0)
+
+    def _code(self, args: Sequence[str], *more: Any, **extra: Any) -> Any:
         try:
             _check_text({**{f"argument {at}": text for at, text in enumerate(args, 1)}, **os.environ})
-            code = super().main(args, *more, standalone_mode=False, **extra)
+            return super().main(args, *more, standalone_mode=False, **extra)
         except AllocatorError as error:
-            code = tell(error)
-        except (KeyboardInterrupt, typer.Abort):
-            code = INTERRUPTED
+            return tell(error)
         except OSError as error:
             complain(f"error: {error.strerror or error}{f': {error.filename}' if error.filename else ''}")
             os.dup2(
                 os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
             )  # which is flushed once more, and may not fail
-            code = 1
+            return 1
+        except typer.Abort:
+            raise
         except Exception as error:
             if not hasattr(error, "format_message"):
                 raise
-            code = _usage(error)
-        sys.exit(code if isinstance(code, int) else 0)
+            return _usage(error)
 
 
 app = typer.Typer(

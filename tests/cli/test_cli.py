@@ -764,10 +764,18 @@ def test_ctrl_c_ends_a_command_without_a_word() -> None:
         process = subprocess.Popen(
             [*ALLOCATOR, "get", "--server", address], stdout=subprocess.PIPE, stderr=subprocess.PIPE
         )
-        silent.accept()  # it waits for an answer from here on
-        process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=20)
+        with silent.accept()[0]:  # it waits for an answer from here on
+            process.send_signal(signal.SIGINT)
+            out, err = process.communicate(timeout=20)
     assert (process.returncode, out, err) == (130, b"", b"")
+
+
+def test_ctrl_c_while_an_error_is_told_ends_it_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(_: Exception) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("allocator.cli.tell", interrupted)
+    assert said("get", server="127.0.0.1:1").code == 130
 
 
 @pytest.mark.parametrize("stop", [KeyboardInterrupt, typer.Abort])
