@@ -90,10 +90,11 @@ def losses(rows: Iterable[OutcomeRow]) -> set[str]:
 
 
 class ExposureRow(NamedTuple):
-    """Decisions made, to be added: one cell of the streams EXPOSURES, UNITS or RATIO."""
+    """Decisions made, to be added: one cell of the streams EXPOSURES, UNITS or RATIO. ready: what `Store.ready` made of it, for itself."""
 
     uid: str
     cell: Cell
+    ready: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,6 +178,12 @@ class Store(Protocol):
 
     def add_soon(self, outcomes: Sequence[OutcomeRow], exposures: Sequence[ExposureRow] = ()) -> Future[list[Counted]]:
         """As `add`, for callers who must not wait: the future gets what `add` returns or raises, from any thread."""
+
+    def ready(self, exposures: Sequence[ExposureRow]) -> list[ExposureRow]:
+        """The same rows, with that done which can be done before they are added. Waits for nothing; any thread may ask.
+
+        For who has thousands to add: a few at a time are made ready beforehand, so that adding them keeps the interpreter from nobody.
+        """
 
     def cells(self, uid: str) -> list[Cell]:
         """Open cells of an experiment, in any order."""

@@ -89,6 +89,9 @@ class MemoryStore:
             self._tell()
         return batch.counted
 
+    def ready(self, exposures: Sequence[ExposureRow]) -> list[ExposureRow]:
+        return list(exposures)
+
     def add_soon(self, outcomes: Sequence[OutcomeRow], exposures: Sequence[ExposureRow] = ()) -> Future[list[Counted]]:
         found: Future[list[Counted]] = Future()
         try:

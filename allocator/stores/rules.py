@@ -92,7 +92,7 @@ def count(
         for metric, cell in contributions:
             if new >> metric & 1:
                 add(sums, cell[:4], cell[4:])
-    for uid, cell in exposures:
+    for uid, cell, _ in exposures:
         settle = settles.get(uid)
         if is_settled(settle, cell.bucket):
             add(batch.settled.setdefault(uid, {}), (coarse(cell.bucket, settle), *cell[1:4]), cell[4:])

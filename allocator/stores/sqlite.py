@@ -100,6 +100,13 @@ class SqliteStore(Writer):
         rules.check_nonces(outcomes)
         return self._enqueue(Add(outcomes, exposures))
 
+    def ready(self, exposures: Sequence[ExposureRow]) -> list[ExposureRow]:
+        made = []
+        for uid, cell, _ in exposures:
+            number = self._numbers.get(uid)
+            made.append(ExposureRow(uid, cell, b"" if number is None else words.line(words.summed(number, cell[:4], cell[4:]))))
+        return made
+
     def cells(self, uid: str) -> list[Cell]:
         return words.proven(self._read(words.ROWS, words.READ_CELLS.format(table="cells"), uid))
 
@@ -271,6 +278,7 @@ class SqliteStore(Writer):
             self._reader = disk.connect(self._path, read_only=True)
         for row in self._writer.execute("SELECT number, uid, through, coarsen, proof FROM experiments"):
             words.prove(*row)
+            self._numbers[row[1]] = row[0]
         if self._writer.execute("SELECT min(sequence) FROM audit").fetchone()[0] not in (None, 1):
             raise words.altered()  # a number below 1 would hide its record from who reads the chain from its beginning
         found = self._writer.execute("SELECT key, proof FROM secret").fetchone()

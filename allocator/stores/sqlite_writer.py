@@ -49,6 +49,8 @@ class Writer:
         self._queue: queue.SimpleQueue[Work | None] = queue.SimpleQueue()
         self._reserve = disk.Reserve(path)
         self._tail = disk.Tail(path)
+        self._numbers: dict[str, int] = {}  # of experiments, as committed: they never change
+        self._looked_up: dict[str, int] = {}  # or given, in the transaction under way
 
     def _submit(self, work: Work) -> Any:
         return self._enqueue(work).result()
@@ -123,9 +125,12 @@ class Writer:
                     if isinstance(work, Deed):
                         self._isolate(lambda works: works[0].do(), [work])
                 self._writer.execute("COMMIT")
+                self._numbers.update(self._looked_up)
             except Exception as exc:
                 self._roll_back()
                 return exc
+            finally:
+                self._looked_up.clear()
             self._tail.note()
         return None
 
@@ -163,6 +168,7 @@ class Writer:
             if refusal is None:
                 raise
             self._writer.execute("ROLLBACK TO step")
+            self._looked_up.clear()  # those of earlier steps too: they are looked up again
         self._writer.execute("RELEASE step")
         return refusal
 
@@ -172,6 +178,11 @@ class Writer:
             work.answer = list(islice(counted, len(work.outcomes)))
 
     def _count(self, outcomes: list[OutcomeRow], exposures: list[ExposureRow]) -> list[Counted]:
+        ready = [row for row in exposures if row.ready]
+        if ready:
+            late = self._late(ready)
+            exposures = [row for row in exposures if not row.ready or row.uid in late]
+            ready = [row for row in ready if row.uid not in late]
         numbers, settles = self._experiments({row[0] for row in outcomes} | {row[0] for row in exposures})
         seen = self._seen(outcomes, numbers)
         batch = rules.count(outcomes, exposures, lambda decision: seen.get(decision, 0), settles)
@@ -180,11 +191,27 @@ class Writer:
             for (uid, nonce, bucket), mask in batch.masks.items():
                 masks.setdefault(numbers[uid], {}).setdefault(bucket, {})[words.NONCE.unpack(nonce)[0]] = mask
             self._writer.execute(words.WRITE_SEEN, (words.text(masks),))
-        self._touch(self._add_sums("cells", batch.open, numbers) | self._add_sums("settled", batch.settled, numbers))
+        self._touch(
+            self._add_sums("cells", batch.open, numbers) | self._add_sums("settled", batch.settled, numbers) | self._add_ready(ready)
+        )
         return batch.counted
+
+    def _late(self, ready: list[ExposureRow]) -> set[str]:
+        """Experiments whose rows were made ready for buckets that may be settled by now."""
+        numbers = {self._numbers[row.uid]: row.uid for row in ready}
+        late = self._ask(words.NUMBERS, words.READ_SETTLED, words.text(list(numbers)), min(row.cell.bucket for row in ready))
+        return {numbers[number] for number in late}
+
+    def _add_ready(self, ready: list[ExposureRow]) -> set[int]:
+        """Add rows to the open cells, as they were made ready. Returns the experiments to which something was added."""
+        if ready:
+            self._writer.execute(words.ADD_CELLS.format(table="cells"), (words.together(row.ready for row in ready),))
+        return {self._numbers[row.uid] for row in ready}
 
     def _experiments(self, uids: set[str]) -> tuple[dict[str, int], dict[str, Settle]]:
         """The numbers of experiments, given out where there was none; and what is settled of them."""
+        if not uids:
+            return {}, {}
         found = self._ask(words.EXPERIMENTS, words.READ_EXPERIMENTS, words.text(list(uids)))
         numbers = {uid: number for number, uid, _, _, _ in found}
         new = sorted(uids - numbers.keys())
@@ -195,6 +222,7 @@ class Writer:
             self._writer.execute(words.WRITE_EXPERIMENTS, (words.text(rows),))
         for row in found:
             words.prove(*row)
+        self._looked_up.update(numbers)
         return numbers, {uid: Settle(through, coarsen) for _, uid, through, coarsen, _ in found if through is not None}
 
     def _ask(self, decoder: msgspec.json.Decoder[T], sql: str, *values: object) -> T:
@@ -215,7 +243,7 @@ class Writer:
     def _add_sums(self, table: str, added: dict[str, Sums], numbers: dict[str, int]) -> set[int]:
         """Add to the cells of a table. Returns the experiments to which something was added."""
         rows = [
-            (numbers[uid], *key, *values, words.proof_of_sums((numbers[uid], *key), values))
+            words.summed(numbers[uid], key, values)
             for uid, sums in added.items()
             for key, values in sums.items()
         ]

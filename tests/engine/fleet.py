@@ -34,6 +34,10 @@ class Line:
         self.calls: list[str] = []
         self.before: dict[str, Callable[[], None]] = {}  # what happens just before a call arrives, once
 
+    def ready(self, exposures: list) -> list:
+        """Nothing of this goes over the line."""
+        return list(exposures)
+
     def __getattr__(self, name: str) -> Any:
         if name not in CALLS:
             raise AttributeError(name)

@@ -67,6 +67,29 @@ def test_what_is_added_without_waiting_is_answered_alike(store):
         store.add_soon([outcome(4)]).result(30)
 
 
+def test_rows_made_ready_count_like_others_and_among_them(store):
+    store.add([], [exposure(), exposure(uid=OTHER)])
+    ready = store.ready([exposure(decisions=2), exposure(11), exposure(decisions=3), exposure(uid=OTHER), exposure(uid="03" * 8)])
+    assert [row[:2] for row in ready] == [
+        row[:2] for row in [exposure(decisions=2), exposure(11), exposure(decisions=3), exposure(uid=OTHER), exposure(uid="03" * 8)]
+    ]
+    assert store.add_soon([outcome(1)], [exposure(decisions=4), *ready]).result(30) == [ACCEPTED]
+    count = {key[:1]: values[0] for key, values in sums(store.cells(UID)).items() if key[3] == "_exposures"}
+    assert count == {(10,): 1 + 2 + 3 + 4, (11,): 1}
+    assert [sum(found.count for found in store.cells(uid)) for uid in (OTHER, "03" * 8)] == [2, 1]
+    assert store.changed(0)[1]
+
+
+def test_rows_made_ready_before_their_bucket_was_settled_go_to_the_settled_cells(store):
+    store.add([], [exposure(), exposure(uid=OTHER)])
+    ready = store.ready([exposure(), exposure(12), exposure(uid=OTHER)])
+    assert store.save([Save(record(), None, settle=Settle(11, 2))]) == [None]
+    store.add([], ready)
+    assert sums(store.settled(UID)) == {(5, 1, 0, "_exposures"): (2, 65_536, 0, 0)}
+    assert sums(store.cells(UID)) == {(12, 1, 0, "_exposures"): (1, 32_768, 0, 0)}
+    assert sums(store.cells(OTHER)) == {(10, 1, 0, "_exposures"): (2, 65_536, 0, 0)}
+
+
 def test_a_metric_that_adds_to_no_stream_is_remembered_too(store):
     silent = OutcomeRow(UID, nonce(1), 10, 1 << 5, ())
     assert store.add([silent]) == [ACCEPTED]
@@ -491,6 +514,7 @@ def test_any_history_of_adding_and_settling_agrees_with_a_plain_fold(make_store,
     opened: dict[tuple, tuple] = {}
     settled: dict[tuple, tuple] = {}
     through, coarsen, version = -2, 0, 0
+    waiting: list[ExposureRow] = []
 
     def put(cells: dict, key: tuple, values: tuple) -> None:
         cells[key] = tuple(a + b for a, b in zip(cells.get(key, (0, 0, 0, 0)), values, strict=True))
@@ -503,6 +527,9 @@ def test_any_history_of_adding_and_settling_agrees_with_a_plain_fold(make_store,
             for key in [key for key in opened if key[0] <= through]:
                 put(settled, (key[0] // coarsen if coarsen else 0, *key[1:]), opened.pop(key))
             continue
+        waiting = [*waiting, *store.ready(second[1:])]  # made ready now, added later, when their buckets may be settled
+        now, waiting = (waiting[:2], waiting[2:]) if len(first) % 2 else ([], waiting)
+        second = [*second[:1], *now]
         for row, answer in zip(first, store.add(first, second), strict=True):
             late = row.uid == UID and row.bucket <= through
             fresh = [] if late else [c for c in row.contributions if (row.uid, row.nonce, c.metric) not in seen]
@@ -511,7 +538,7 @@ def test_any_history_of_adding_and_settling_agrees_with_a_plain_fold(make_store,
                 seen.add((row.uid, row.nonce, c.metric))
                 if row.uid == UID:
                     put(opened, c.cell[:4], c.cell[4:])
-        for _, found in second:
+        for _, found, _ in second:
             if found.bucket <= through:
                 put(settled, (found.bucket // coarsen if coarsen else 0, *found[1:4]), found[4:])
             else:

@@ -29,7 +29,7 @@ from allocator.ports import Counted, ExposureRow, Save, Settle
 from allocator.stores import documents, sqlite_file, sqlite_writer
 from allocator.stores.sqlite import SqliteStore
 from tests.conftest import fill
-from tests.stores.conftest import OTHER, UID, cell, entry, exposure, outcome, record
+from tests.stores.conftest import OTHER, UID, cell, entry, exposure, outcome, record, sums
 
 ACCEPTED, DUPLICATE, LATE = Counted.ACCEPTED, Counted.DUPLICATE, Counted.LATE
 
@@ -203,6 +203,41 @@ def test_a_batch_takes_the_same_few_statements_whatever_its_size(path):
         store.add([outcome(n, bucket=n % 7, metrics=(0, 1), uid=(UID, OTHER)[n % 2]) for n in range(500)], [exposure(n) for n in range(50)])
         assert len(statements) - few <= few + 2  # two more for an experiment that is new
         assert few <= 10
+
+
+def test_rows_are_ready_once_their_experiment_has_a_number_that_was_committed(path):
+    def ready(store, uid=UID):
+        return [bool(row.ready) for row in store.ready([exposure(uid=uid)])]
+
+    with opened(path) as store:
+        with pytest.raises(AllocatorError):
+            store.add([], [exposure(), ExposureRow(UID, cell(total=2**63))])
+        assert ready(store) == [False]  # its number went with the transaction
+        with together(store) as submit:
+            good, bad = submit(store.add, [], [exposure()]), submit(store.add, [], [ExposureRow(OTHER, cell(total=2**63))])
+        assert good.exception() is None
+        assert isinstance(bad.exception(), AllocatorError)
+        assert ready(store, OTHER) == [False]
+        store.add([], [exposure(), exposure(uid=OTHER)])
+        assert (ready(store), ready(store, OTHER)) == ([True], [True])
+        store.add([], store.ready([exposure(n, uid=uid) for n in range(20) for uid in (UID, OTHER)]))
+        assert store.check() == []
+    with opened(path) as store:
+        assert (ready(store), ready(store, OTHER)) == ([True], [True])
+    assert ask(path, "SELECT experiment, sum(count) FROM cells GROUP BY 1") == [(1, 22), (2, 21)]
+
+
+def test_a_row_made_ready_that_is_refused_spoils_nothing_else(path):
+    with opened(path) as store:
+        store.add([], [exposure()])
+        full = store.ready([ExposureRow(UID, cell(total=2**63 - 1))])
+        store.add([], full)
+        with together(store) as submit:
+            good, bad = submit(store.add, [], store.ready([exposure()])), submit(store.add, [], full)
+        assert good.exception() is None
+        assert reason_of(bad.result) == "SUM_OVERFLOW"
+        assert sums(store.cells(UID))[10, 1, 0, "_exposures"][0] == 2
+        assert store.check() == []
 
 
 def test_a_group_takes_no_more_rows_than_its_limit(path, monkeypatch):

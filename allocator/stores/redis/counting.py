@@ -60,7 +60,7 @@ class Counting:
         """As `Store.add`."""
         self._forget_guesses()
         sums: dict[str, Sums] = {}
-        for uid, cell in exposures:
+        for uid, cell, _ in exposures:
             rules.add(sums.setdefault(uid, {}), cell[:4], cell[4:])
         _check(sums)
         counted = self._count(outcomes) if outcomes else []

@@ -78,6 +78,9 @@ class RedisStore:
         self._check()
         return self._counting.add(outcomes, exposures)
 
+    def ready(self, exposures: Sequence[ExposureRow]) -> list[ExposureRow]:
+        return list(exposures)
+
     def add_soon(self, outcomes: Sequence[OutcomeRow], exposures: Sequence[ExposureRow] = ()) -> Future[list[Counted]]:
         self._check()
         return self._adding.submit(self.add, outcomes, exposures)
