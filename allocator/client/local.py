@@ -43,7 +43,7 @@ from allocator.client.leases import Leases, request_of
 from allocator.client.outbox import Outbox
 from allocator.client.remote import OPTIONS, Value
 from allocator.core.assignment import HASH_BYTES
-from allocator.core.decider import Decider
+from allocator.core.decider import TAKEN_AT_ONCE, Decider
 from allocator.core.decision import Decision, Reason, check_unit, choose_hashed
 from allocator.core.snapshot import Entry, full_name
 from allocator.errors import AllocatorError, InvalidArgument
@@ -404,7 +404,7 @@ class LocalClient:
         if hurried or now >= self._exposures_due:
             self._exposures_due = now + EXPOSURES_SECONDS
             spare = None if hurried else now
-            for _ in range(self._decider.helpings(spare)):
+            for _ in range(max(1, -(-self._decider.waiting(spare) // TAKEN_AT_ONCE))):
                 with self._lock:
                     taken = self._decider.take(spare)
                 self._outbox.put_exposures(taken)

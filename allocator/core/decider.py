@@ -33,7 +33,7 @@ from allocator.core.gate import BudgetGate
 from allocator.core.snapshot import Entry
 
 MAX_FORMS = 1024  # kept of each plan; only strict caps on many candidates make more than a handful
-TAKEN_AT_ONCE = 64  # experiments of which one `take` adds up the counts: a decision that comes meanwhile waits some hundred microseconds
+TAKEN_AT_ONCE = 64  # experiments of which one `take` adds up the counts, unless it is told: a decision that comes meanwhile waits
 FEW_DRAWS = 16  # of one experiment: they may wait
 DRAWS_SECONDS = 60.0  # at most
 RETURNED_AT_ONCE = 1000  # cells given back that one `take` hands out again: a store that refuses for hours must not make each report dearer
@@ -317,19 +317,19 @@ class Decider:
             self._close(memory)
             memory.forget_forms()
 
-    def helpings(self, now: float | None = None) -> int:
-        """How many calls of `take` hand over what has been counted by now; at least 1."""
+    def waiting(self, now: float | None = None) -> int:
+        """Of how many experiments `take` has something to hand over."""
         due = len(self._holding) if now is None else sum(1 for _ in takewhile(lambda held: held[0] <= now, self._holding))
-        return max(1, -(-(len(self._counting) + due) // TAKEN_AT_ONCE))
+        return len(self._counting) + due
 
-    def take(self, now: float | None = None) -> list[Exposure]:
+    def take(self, now: float | None = None, most: int = TAKEN_AT_ONCE) -> list[Exposure]:
         """The exposures counted since the last call. They are now the caller's: give back what could not be stored.
 
         now: seconds of a clock that never goes back. With it, an experiment's draws wait while there are few of them; without it, all that
-        was counted is handed over, as at the end. Of many experiments, and of what was given back, as much as is taken at once: the rest
-        comes with later calls. Empty when there is none left.
+        was counted is handed over, as at the end. most: experiments. The rest, and the rest of what was given back, comes with later calls.
+        Empty when there is none left.
         """
-        left = TAKEN_AT_ONCE
+        left = most
         while self._counting and (left > 0 or not (self._counts or self._drawn)):
             memory = self._counting.popleft()
             if self._close(memory, hold=now is not None) and not memory.holding:

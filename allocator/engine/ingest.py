@@ -70,7 +70,7 @@ class _Checked:
     places: list[int]
     others: list[tuple[OutcomeRow, int]]
     lost: int
-    exposures: list[ExposureRow]
+    exposures: Sequence[ExposureRow]
 
     @property
     def counts(self) -> list[OutcomeRow]:
@@ -120,11 +120,15 @@ class Ingest:
         self._lives = Lives()
 
     def report(self, outcomes: Sequence[Outcome], exposures: Sequence[Exposure] = ()) -> list[Result]:
-        """As `receive`, without batches. A result for each outcome, in order."""
-        return self.receive(outcomes, exposures)[0]
+        """As `receive`, of exposures as they were counted, without batches. A result for each outcome, in order."""
+        return self.receive(outcomes, self.rows(exposures))[0]
+
+    def rows(self, exposures: Sequence[Exposure]) -> list[ExposureRow]:
+        """This process's exposures, ready to be counted by `receive` or `begin`. Waits for nothing."""
+        return self._store.ready(exposure_rows(exposures))
 
     def receive(
-        self, outcomes: Sequence[Outcome], exposures: Sequence[Exposure] = (), batches: Sequence[ExposureBatch] = ()
+        self, outcomes: Sequence[Outcome], exposures: Sequence[ExposureRow] = (), batches: Sequence[ExposureBatch] = ()
     ) -> tuple[list[Result], int]:
         """Count outcomes, this process's exposures and batches of others' in one step; durable when this returns.
 
@@ -135,7 +139,7 @@ class Ingest:
         checked = self._check(outcomes, exposures, batches, wait=True)
         return self._answers(checked, self._store.add(checked.counts, checked.exposures) if checked.any else [])
 
-    def begin(self, outcomes: Sequence[Outcome], exposures: Sequence[Exposure]) -> Begun | None:
+    def begin(self, outcomes: Sequence[Outcome], exposures: Sequence[ExposureRow]) -> Begun | None:
         """The first half of `receive`, without waiting for anything; `answers` is the second, once the store has counted.
 
         None where only the store can tell whether an id is of an experiment: then nothing has begun, and `receive` it is. Raises alike.
@@ -159,7 +163,7 @@ class Ingest:
         return read(self.key, decision_id)
 
     def _check(
-        self, outcomes: Sequence[Outcome], exposures: Sequence[Exposure], batches: Sequence[ExposureBatch], *, wait: bool
+        self, outcomes: Sequence[Outcome], exposures: Sequence[ExposureRow], batches: Sequence[ExposureBatch], *, wait: bool
     ) -> _Checked:
         """What is to be counted. Raises as `receive` does; without `wait` _Unheard, where only the store could tell."""
         if len(outcomes) > MAX_OUTCOMES:
@@ -189,7 +193,7 @@ class Ingest:
                 violations=found,
                 reason="INVALID_OUTCOME",
             )
-        return _Checked(results, rows, places, others, lost, exposure_rows(exposures))
+        return _Checked(results, rows, places, others, lost, exposures)
 
     def _answers(self, checked: _Checked, counted: Sequence[Counted]) -> tuple[list[Result], int]:
         """The answers, once the store has counted."""

@@ -293,17 +293,9 @@ class Edge:
         loop = asyncio.get_running_loop()
         while True:
             await asyncio.sleep(FLUSH_SECONDS)
-            exposures = []
             try:
-                now = self._clock.monotonic()
-                for _ in range(self.relay.decider.helpings(now)):
-                    exposures += self.relay.decider.take(now)
-                    await asyncio.sleep(0)
-            except asyncio.CancelledError:
-                self.relay.decider.give_back(exposures)
-                raise
-            try:
-                await loop.run_in_executor(self._threads, self.relay.receive, (), exposures)
+                await self._servicer.intake.flush()
+                await loop.run_in_executor(self._threads, self.relay.send)
             except Exception:
                 log.exception("exposures.crashed")
 

@@ -9,6 +9,10 @@ the way to another thread and back costs as much processor time as several decis
 A few outcomes are checked here, in the event loop, and handed to the store, which calls back: one thread less that fights the loop for
 the interpreter. Many are checked in a thread, since a decision would have to wait for that.
 
+Exposures that no report takes along are stored four times a second. They are made ready here as well, a few experiments at a time with
+rests between, so that with traffic on thousands no decision waits for much of it: a thread that makes rows of hundreds at once holds the
+interpreter against the loop, and the calls of that while take several times as long. A report takes along what is ready.
+
 A fault in one report must not refuse its neighbours: where values break a contract nothing of the commit was counted, and each half of it
 goes by itself, until the fault is alone.
 """
@@ -21,10 +25,10 @@ import math
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import NamedTuple, TypeVar
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, TypeVar
 
-from allocator.core.decider import Decider, Exposure
+from allocator.core.decider import TAKEN_AT_ONCE, Decider, Exposure
 from allocator.core.outcome import Outcome
 from allocator.engine.exposures import ExposureBatch
 from allocator.engine.ingest import MAX_OUTCOMES, Ingest, Result
@@ -33,6 +37,9 @@ from allocator.server.metrics import Metrics
 
 COMMITS = 4  # at a time; more only wait for the same disk
 APART_SECONDS = 0.010  # between the beginnings of two: after a pause a report does not wait
+TAKEN_BETWEEN_RESTS = 6  # experiments whose exposures are made ready between two rests, some 0.2 ms; more where the rests would add up
+REST_SECONDS = 0.005
+MOST_RESTS = 50
 FEW = 50  # outcomes; a report of more is worth a commit of its own at once
 LEAST_RETRY_SECONDS, MOST_RETRY_SECONDS = 0.05, 5.0
 METHOD = "ReportOutcomes"
@@ -51,12 +58,11 @@ class Waiting(NamedTuple):
 
 
 @dataclass(slots=True, eq=False)
-class Commit:
-    """Reports that are counted in one step, and the exposures that go with them."""
+class Taken:
+    """Exposures on their way from the decider to the store. rows: the same, as `Ingest.rows` made them."""
 
-    group: list[Waiting]
-    started: float
-    exposures: list[Exposure]
+    exposures: list[Exposure] = field(default_factory=list)
+    rows: list[Any] = field(default_factory=list)
 
 
 class Intake:
@@ -82,6 +88,7 @@ class Intake:
         self._queue: deque[Waiting] = deque()
         self._held = 0
         self._commits = 0  # under way
+        self._taken = Taken()
         self._ended: asyncio.Future[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._begun = -math.inf  # the last commit
@@ -118,31 +125,46 @@ class Intake:
 
         Who is cancelled meanwhile does not undo it: they are given back when the store has refused them, and only then.
         """
-        for _ in range(self._decider.helpings(self._monotonic())):
-            if exposures := self._decider.take(self._monotonic()):
-                await self._store(exposures)
+        waiting = self._decider.waiting(self._monotonic())
+        most = max(TAKEN_BETWEEN_RESTS, -(-waiting // MOST_RESTS))
+        self._take(most)
+        for _ in range(-(-waiting // most) - 1):
+            await asyncio.sleep(REST_SECONDS)
+            self._take(most)
+        if self._taken.exposures:
+            await self._store(self._hand_over())
 
-    async def _store(self, exposures: list[Exposure]) -> None:
-        loop = asyncio.get_running_loop()
-        told: asyncio.Future[None] = loop.create_future()
+    def _take(self, most: int) -> None:
+        """Take what was counted of some experiments, and make it ready."""
+        exposures = self._decider.take(self._monotonic(), most)
+        try:
+            self._taken.rows += self._ingest.rows(exposures)
+        except BaseException:
+            self._decider.give_back(exposures)
+            raise
+        self._taken.exposures += exposures
 
-        def tell(done: Future[Answer]) -> None:
-            error = done.exception()
-            if error is not None:
-                self._decider.give_back(exposures)
+    def _hand_over(self) -> Taken:
+        """All that is ready: it is the caller's to store, or to give back."""
+        taken, self._taken = self._taken, Taken()
+        return taken
+
+    async def _store(self, taken: Taken) -> None:
+        told: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+        def tell(_: Answer | None, error: Exception | None) -> None:
             if not told.done():
                 told.set_exception(error) if error is not None else told.set_result(None)
-            self._end()
 
-        self._commits += 1
-        _when_done(self._threads.submit(self._ingest.receive, [], exposures), loop, tell)
+        self._count([], taken, (), tell)
         await told
 
     async def close(self) -> None:
-        """Wait for what is under way, so that nothing is given back that is being stored."""
+        """Wait for what is under way, so that nothing is given back that is being stored. What is only ready is given back."""
         if self._commits:
             self._ended = asyncio.get_running_loop().create_future()
             await self._ended
+        self._decider.give_back(self._hand_over().exposures)
 
     def _end(self) -> None:
         """One commit less is under way: go on with what waits."""
@@ -178,54 +200,63 @@ class Intake:
 
     def _commit(self, group: list[Waiting]) -> None:
         """Begin one. `_done` ends it, in this loop."""
-        self._commits += 1
-        loop = asyncio.get_running_loop()
-        self._begun = loop.time()
-        commit = Commit(group, self._monotonic(), self._decider.take(self._monotonic()))
+        self._begun = asyncio.get_running_loop().time()
+        started = self._monotonic()
+        self._take(TAKEN_AT_ONCE)
         outcomes = [outcome for waiting in group for outcome in waiting.outcomes]
+        self._count(outcomes, self._hand_over(), group[0].batches, lambda answer, error: self._done(group, started, answer, error))
+
+    def _count(self, outcomes: list[Outcome], taken: Taken, batches: Sequence[ExposureBatch], tell: Callable[..., None]) -> None:
+        """Have all this counted in one step. `tell` gets the answer or the error, in this loop."""
+        self._commits += 1
         begun = None
-        if len(outcomes) < FEW and not group[0].batches:
+
+        def end(answer: Answer | None, error: Exception | None = None) -> None:
+            if error is not None:
+                self._decider.give_back(taken.exposures)
+            tell(answer, error)
+            self._end()
+
+        def counted(answer: Callable[[], Answer]) -> None:
             try:
-                begun = self._ingest.begin(outcomes, commit.exposures)
+                found = answer()
             except Exception as error:
-                self._done(commit, error=error)
+                end(None, error)
+            else:
+                end(found)
+
+        if len(outcomes) < FEW and not batches:
+            try:
+                begun = self._ingest.begin(outcomes, taken.rows)
+            except Exception as error:
+                end(None, error)
                 return
+        loop = asyncio.get_running_loop()
         if begun is not None:
-            _when_done(begun.counted, loop, lambda _: self._counted(commit, lambda: self._ingest.answers(begun)))
+            _when_done(begun.counted, loop, lambda _: counted(lambda: self._ingest.answers(begun)))
         else:
-            work = self._threads.submit(self._ingest.receive, outcomes, commit.exposures, group[0].batches)
-            _when_done(work, loop, lambda done: self._counted(commit, done.result))
+            work = self._threads.submit(self._ingest.receive, outcomes, taken.rows, batches)
+            _when_done(work, loop, lambda done: counted(done.result))
 
-    def _counted(self, commit: Commit, answer: Callable[[], Answer]) -> None:
-        try:
-            found = answer()
-        except Exception as error:
-            self._done(commit, error=error)
-        else:
-            self._done(commit, found)
-
-    def _done(self, commit: Commit, answer: Answer | None = None, error: Exception | None = None) -> None:
+    def _done(self, group: list[Waiting], started: float, answer: Answer | None, error: Exception | None) -> None:
         """Tell the callers."""
-        group = commit.group
         if answer is None:
-            self._decider.give_back(commit.exposures)
             if isinstance(error, InvalidArgument) and len(group) > 1:
                 half = len(group) // 2
                 self._commit(group[:half])
                 self._commit(group[half:])
             else:
                 _fail(group, error)
-        else:
-            now = self._monotonic()
-            self._seconds += (now - commit.started - self._seconds) / 8
-            results, lost = answer
-            at = 0
-            for waiting in group:
-                self._observe(now - waiting.since)
-                if not waiting.answer.done():
-                    waiting.answer.set_result((results[at : at + len(waiting.outcomes)], lost))
-                at += len(waiting.outcomes)
-        self._end()
+            return
+        now = self._monotonic()
+        self._seconds += (now - started - self._seconds) / 8
+        results, lost = answer
+        at = 0
+        for waiting in group:
+            self._observe(now - waiting.since)
+            if not waiting.answer.done():
+                waiting.answer.set_result((results[at : at + len(waiting.outcomes)], lost))
+            at += len(waiting.outcomes)
 
 
 def _when_done(work: Future[T], loop: asyncio.AbstractEventLoop, tell: Callable[[Future[T]], None]) -> None:

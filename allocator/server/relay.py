@@ -132,6 +132,10 @@ class Relay:
         """As `Ingest.report`, upstream."""
         return self.receive(outcomes, exposures)[0]
 
+    def rows(self, exposures: list[Exposure]) -> list[Exposure]:
+        """They go upstream as they are: see `Ingest.rows`."""
+        return exposures
+
     def begin(self, _outcomes: Sequence[Outcome], _exposures: Sequence[Exposure]) -> None:
         """Nothing can be begun without waiting for the upstream: see `Ingest.begin`."""
 
@@ -148,10 +152,6 @@ class Relay:
             )
         if not outcomes and not batches:
             self._outbox.put_exposures(exposures)
-            try:
-                self._send_own()
-            except AllocatorError as error:
-                log.info("exposures.held", decisions=self._outbox.pending_exposures, reason=error.reason)
             return [], 0
         request = service_pb.ReportOutcomesRequest()
         for outcome in outcomes:
@@ -163,6 +163,13 @@ class Relay:
         reply = self._call(self._report_outcomes, request)
         self._outbox.put_exposures(exposures)
         return [_result(result.status, result.reason, result.message) for result in reply.results], reply.lost_exposures
+
+    def send(self) -> None:
+        """Send the exposures that were taken over. What does not get through is held, and goes with the next call."""
+        try:
+            self._send_own()
+        except AllocatorError as error:
+            log.info("exposures.held", decisions=self._outbox.pending_exposures, reason=error.reason)
 
     def _send_own(self) -> None:
         """Send what the edge's own decider has counted."""

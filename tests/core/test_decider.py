@@ -346,10 +346,13 @@ def test_the_draws_of_thousands_of_quiet_experiments_come_in_several_helpings():
     decider, count = Decider(KEY), 3 * decider_module.TAKEN_AT_ONCE
     for number in range(count):
         decider.decide(replace(entry_with(), uid=number.to_bytes(8, "big")), b"unit", {}, START, number.to_bytes(8, "big"))
-    assert [sum(e.count for e in decider.take(0.0)) for _ in range(decider.helpings(0.0))] == [count // 3] * 3
-    assert decider.helpings(1.0) == 1
+    assert decider.waiting(0.0) == count
+    assert [sum(e.count for e in decider.take(0.0)) for _ in range(3)] == [count // 3] * 3
+    assert decider.waiting(1.0) == 0
     late = decider_module.DRAWS_SECONDS
-    assert [sum(e.drawn for e in decider.take(late)) for _ in range(decider.helpings(late))] == [count // 3] * 3
+    assert decider.waiting(late) == decider.waiting() == count
+    assert [sum(e.drawn for e in decider.take(late, 10)) for _ in range(2)] == [10, 10]
+    assert sum(e.drawn for e in decider.take(late, count)) == count - 20
     assert decider.take() == []
 
 
