@@ -16,6 +16,7 @@ import resource
 import signal
 import statistics
 import time
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -41,10 +42,11 @@ BATCH = 500
 CLOCK = SystemClock()
 PASSES = 40
 CALLS = 1250  # of a turn
+EXPOSED = 20  # decisions of each experiment
 SETTLE_SECONDS = 0.3  # after a server was stopped for a turn
 QUIET_SHARE = 0.15  # of a core
 TURNS = 4  # starts of a server, the first not counted
-TINY = {"SIZES": (10, 60), "PASSES": 2, "TURNS": 2, "CALLS": 20, "SETTLE_SECONDS": 0.0, "QUIET_SHARE": 9.0}
+TINY = {"SIZES": (10, 60), "PASSES": 2, "TURNS": 2, "CALLS": 20, "EXPOSED": 3, "SETTLE_SECONDS": 0.0, "QUIET_SHARE": 9.0}
 NOT_TINY = ("test_ready_again_after_kill[1000]", "test_ready_again_after_kill[10000]")  # [10] does the same
 
 
@@ -143,6 +145,37 @@ def test_a_pass_a_decision_and_a_publication(tmp_path):
             f" in {len(pieces)} pieces of at most {max(map(len, pieces)) / 1e6:.2f} MB, {took:.2f} s"
         )
         engine.close()
+
+
+def test_what_exposures_cost_with_traffic_on_all(tmp_path):
+    """Nearly every decision is then alone in its experiment, and 10 s pass until it has another. The processor's time of each step."""
+    count = SIZES[1]
+    filled(tmp_path / "a.db", count)
+    store = SqliteStore(tmp_path / "a.db")
+    engine = Engine(store, CLOCK, SystemEntropy())
+    engine.start(threads=False)
+    entries = list(engine.live.snapshot.entries.values())
+    now, flush = CLOCK.now(), count // 40
+    spent: Counter[str] = Counter()
+    rows = decisions = 0
+    for number in range(EXPOSED * count):
+        at = now + number * 10 / count
+        engine.decider.decide(RNG.choice(entries), b"%d" % number, {}, at, RNG.randbytes(8))
+        if number % flush == flush - 1:
+            started = time.process_time()
+            taken = []
+            while engine.decider.waiting(at):
+                taken += engine.decider.take(at)
+            took = time.process_time()
+            made = engine.ingest.rows(taken)
+            ready = time.process_time()
+            store.add([], made)
+            if number >= count:  # in the first round the store gives each experiment its number
+                spent.update({"take": took - started, "make ready": ready - took, "store": time.process_time() - ready})
+                rows, decisions = rows + len(made), decisions + flush
+    told = ", ".join(f"{what} {seconds / decisions * 1e6:.1f} us" for what, seconds in spent.items())
+    print(f"exposures of {count} experiments, one decision in 10 s each: {rows / decisions:.2f} rows a decision; of each, {told}")
+    engine.close()
 
 
 def processor_seconds(process: int) -> float:

@@ -36,7 +36,7 @@ MAX_FORMS = 1024  # kept of each plan; only strict caps on many candidates make 
 TAKEN_AT_ONCE = 64  # experiments of which one `take` adds up the counts, unless it is told: a decision that comes meanwhile waits
 FEW_DRAWS = 16  # of one experiment: they may wait
 DRAWS_SECONDS = 60.0  # at most
-RETURNED_AT_ONCE = 1000  # cells given back that one `take` hands out again: a store that refuses for hours must not make each report dearer
+RETURNED = 16  # cells given back that `take` hands out again for each experiment: one that refuses for hours must not slow reports
 ALIGNED = 4  # bits of an address that are zero: left in, they would make the keys of a dict collide
 new_tuple = tuple.__new__  # what `_make` calls, and 0.1 us cheaper
 
@@ -318,9 +318,9 @@ class Decider:
             memory.forget_forms()
 
     def waiting(self, now: float | None = None) -> int:
-        """Of how many experiments `take` has something to hand over."""
+        """Of how many experiments `take` has something to hand over, about: what was given back is counted as so many as it takes time."""
         due = len(self._holding) if now is None else sum(1 for _ in takewhile(lambda held: held[0] <= now, self._holding))
-        return len(self._counting) + due
+        return len(self._counting) + due - len(self._returned) // -RETURNED
 
     def take(self, now: float | None = None, most: int = TAKEN_AT_ONCE) -> list[Exposure]:
         """The exposures counted since the last call. They are now the caller's: give back what could not be stored.
@@ -355,7 +355,7 @@ class Decider:
                     into[3] += total * share
                     into[4] += total * share * (SLOTS - share)
                     into[5] = self._life if entry.sticky else 0
-        for key in list(islice(self._returned, RETURNED_AT_ONCE)):
+        for key in list(islice(self._returned, RETURNED * most)):
             _merge(found, key, self._returned.pop(key))
         return [Exposure(*key, *n) for key, n in found.items()]
 

@@ -267,19 +267,20 @@ def test_what_a_store_refuses_again_and_again_is_held_once_for_each_cell_and_los
 
 
 def test_of_what_was_given_back_as_much_is_taken_at_once_as_a_report_can_carry_and_the_rest_in_turn(monkeypatch):
-    monkeypatch.setattr(decider_module, "RETURNED_AT_ONCE", 4)
+    monkeypatch.setattr(decider_module, "RETURNED", 2)
     decider, entry = Decider(KEY), entry_with(bucket_seconds=1.0)
     for number in range(60):
         decider.decide(entry, b"unit-%d" % number, {}, START + number, number.to_bytes(8, "big"))
     everything = decider.take()
     assert len(everything) >= 60  # one in each second, and three arms' draws
     decider.give_back(everything)
+    assert decider.waiting() == -(-len(everything) // 2)
     for _ in range(3):
-        taken = decider.take()
+        taken = decider.take(most=2)
         assert len(taken) == 4
         decider.give_back(taken)
     found = []
-    while taken := decider.take():
+    while taken := decider.take(most=2):
         assert len(taken) <= 4
         found += taken
     assert sorted(found) == sorted(everything)

@@ -225,12 +225,16 @@ class Slow(MemoryStore):
         self.gate = threading.Event()
         self.gate.set()
         self.waiting = threading.Semaphore(0)
+        self.threads = ThreadPoolExecutor(8)
 
     def add(self, outcomes, exposures=()):
         if not self.gate.is_set():
             self.waiting.release()
             assert self.gate.wait(PATIENCE)
         return super().add(outcomes, exposures)
+
+    def add_soon(self, outcomes, exposures=()):
+        return self.threads.submit(self.add, outcomes, exposures)
 
     def close(self):
         pass
