@@ -36,7 +36,7 @@ MAX_FORMS = 1024  # kept of each plan; only strict caps on many candidates make 
 TAKEN_AT_ONCE = 64  # experiments of which one `take` adds up the counts, unless it is told: a decision that comes meanwhile waits
 FEW_DRAWS = 16  # of one experiment: they may wait
 DRAWS_SECONDS = 60.0  # at most
-RETURNED = 16  # cells given back that `take` hands out again for each experiment: one that refuses for hours must not slow reports
+RETURNED = 3  # cells set aside or given back count as one experiment in a `take`: after a store has refused there may be many
 ALIGNED = 4  # bits of an address that are zero: left in, they would make the keys of a dict collide
 new_tuple = tuple.__new__  # what `_make` calls, and 0.1 us cheaper
 
@@ -94,9 +94,9 @@ class Decider:
         self._memories: dict[bytes, Memory] = {}
         self._seats: dict[int, Memory] = {}  # the same by the address of their entry, which each keeps alive: to be found in fewer steps
         self._budgets: dict[bytes, BudgetGate] = {}
-        self._counts: dict[Place, list[int]] = {}
-        self._counting: deque[Memory] = deque()  # those with counts that are not in `_counts` yet
-        self._drawn: list[_Draws] = []
+        self._counting: deque[Memory] = deque()  # those with counts
+        self._counts: dict[Place, list[int]] = {}  # set aside, of plans that have changed
+        self._drawn: deque[_Draws] = deque()  # the same
         self._holding: deque[tuple[float, Memory]] = deque()  # those whose draws wait, and until when
         self._returned: dict[Place, list[int]] = {}
         self.low: Callable[[], None] = lambda: None
@@ -314,37 +314,44 @@ class Decider:
         """Make the ids of later decisions with another key."""
         self._minter = Minter(key, key_number)
         for memory in self._memories.values():  # what decisions have in common holds the number
-            self._close(memory)
+            self._close(memory, self._counts, self._drawn)
             memory.forget_forms()
 
     def waiting(self, now: float | None = None) -> int:
-        """Of how many experiments `take` has something to hand over, about: what was given back is counted as so many as it takes time."""
+        """Of how many experiments `take` has something to hand over. What was set aside or given back counts as some, by its size."""
         due = len(self._holding) if now is None else sum(1 for _ in takewhile(lambda held: held[0] <= now, self._holding))
-        return len(self._counting) + due - len(self._returned) // -RETURNED
+        return len(self._counting) + due + self._set_aside()
 
     def take(self, now: float | None = None, most: int = TAKEN_AT_ONCE) -> list[Exposure]:
         """The exposures counted since the last call. They are now the caller's: give back what could not be stored.
 
         now: seconds of a clock that never goes back. With it, an experiment's draws wait while there are few of them; without it, all that
-        was counted is handed over, as at the end. most: experiments. The rest, and the rest of what was given back, comes with later calls.
-        Empty when there is none left.
+        was counted is handed over, as at the end. most: experiments; what was set aside or given back takes the place of half of them where
+        there is too little room. The rest comes with later calls. Empty when there is none left.
         """
-        left = most
-        while self._counting and (left > 0 or not (self._counts or self._drawn)):
+        back = min(self._set_aside(), max(1, most // 2, most - len(self._counting)))
+        left, cells = most - back, RETURNED * back
+        counts: dict[Place, list[int]] = {}
+        draws: list[_Draws] = []
+        while self._counting and (left > 0 or not (back or counts or draws)):
             memory = self._counting.popleft()
-            if self._close(memory, hold=now is not None) and not memory.holding:
+            if self._close(memory, counts, draws, hold=now is not None) and not memory.holding:
                 memory.holding = True
                 self._holding.append((now + DRAWS_SECONDS, memory))
             memory.counting = False
             left -= 1
-        while self._holding and (now is None or self._holding[0][0] <= now) and (left > 0 or not (self._counts or self._drawn)):
+        while self._holding and (now is None or self._holding[0][0] <= now) and (left > 0 or not (back or counts or draws)):
             memory = self._holding.popleft()[1]
-            self._close(memory)
+            self._close(memory, counts, draws)
             memory.holding = False
             left -= 1
-        counts, self._counts = self._counts, {}
-        draws, self._drawn = self._drawn, []
         found = {key: [*n, 0, 0, 0, 0] for key, n in counts.items()}
+        for key in list(islice(self._counts, cells)):
+            _merge(found, key, [*self._counts.pop(key), 0, 0, 0, 0])
+            cells -= 1
+        while self._drawn and cells > 0:
+            draws.append(self._drawn.popleft())
+            cells -= 1
         for entry, bucket, segment, drawn in draws:
             served = entry.tables[segment if len(entry.tables) > 1 else 0].served
             total = sum(drawn)
@@ -355,9 +362,13 @@ class Decider:
                     into[3] += total * share
                     into[4] += total * share * (SLOTS - share)
                     into[5] = self._life if entry.sticky else 0
-        for key in list(islice(self._returned, RETURNED * most)):
+        for key in list(islice(self._returned, cells)):
             _merge(found, key, self._returned.pop(key))
         return [Exposure(*key, *n) for key, n in found.items()]
+
+    def _set_aside(self) -> int:
+        """What was given back, and what was counted under plans that have changed: for how many experiments it counts."""
+        return -(-(len(self._counts) + len(self._drawn) + len(self._returned)) // RETURNED)
 
     def give_back(self, exposures: list[Exposure]) -> None:
         """Count these again: they could not be stored. What belongs to one cell is one from now on, however often it comes back."""
@@ -371,7 +382,7 @@ class Decider:
         if memory is None:
             memory = self._memories[entry.uid] = Memory(entry)
         if first or memory.entry is not entry:  # a version may come again with other weights, when the store was restored from a backup
-            self._close(memory)
+            self._close(memory, self._counts, self._drawn)
             self._seats.pop(id(memory.entry) >> ALIGNED, None)
             memory.update(entry, self._restarted)
             self._seats[id(entry) >> ALIGNED] = memory
@@ -383,20 +394,21 @@ class Decider:
                 )
             memory.prepare()
         if not memory.since <= milliseconds < memory.until:
-            self._close(memory, hold=True)  # draws are judged over all buckets: those that wait go into the one in which their wait ends
+            # draws are judged over all buckets: those that wait go into the one in which their wait ends
+            self._close(memory, self._counts, self._drawn, hold=True)
             memory.turn(milliseconds)
         return memory
 
-    def _close(self, memory: Memory, *, hold: bool = False) -> bool:
-        """Set aside what was counted under this plan in this bucket: another begins, or it is stored. hold: all but the draws, while they
-        are few. Returns whether any were left.
+    def _close(self, memory: Memory, counts: dict[Place, list[int]], draws: list[_Draws] | deque[_Draws], *, hold: bool = False) -> bool:
+        """Add to `counts` and `draws` what was counted under this plan in this bucket: another begins, or it is stored. hold: all but the
+        draws, while they are few. Returns whether any were left.
         """
         entry, drawn = memory.entry, {}
         waiting = sum(form.drawn for form in memory.forms.values()) if hold else 0
         hold = hold and waiting < FEW_DRAWS and len(memory.forms) <= MAX_FORMS
         for form in memory.forms.values():
             if form.count and form.flags & COUNTED:
-                counted = self._counts.setdefault((entry.uid, entry.activation, memory.bucket, form.arm, form.segment), [0, 0])
+                counted = counts.setdefault((entry.uid, entry.activation, memory.bucket, form.arm, form.segment), [0, 0])
                 counted[0] += form.count
                 counted[1] += form.count if form.flags & FIRST else 0
             form.count = 0
@@ -405,7 +417,7 @@ class Decider:
                 form.drawn = 0
         if len(memory.forms) > MAX_FORMS:
             memory.forget_forms()
-        self._drawn += [_Draws(entry, memory.bucket, segment, arms) for segment, arms in drawn.items()]
+        draws += [_Draws(entry, memory.bucket, segment, arms) for segment, arms in drawn.items()]
         return hold and waiting > 0
 
 

@@ -1,9 +1,10 @@
 """Outcomes → store. Each metric of a decision counts once.
 
-In: outcomes as reported, exposures as counted by the decider. Out: what became of each outcome, once it is durable. A value outside the
-contract refuses the whole report with every violation, and nothing of it is counted: the reporter mends it and sends it again. An id
-that is forged, foreign or too old refuses only its own outcome, because no mending helps it. Batches of exposures that deciders elsewhere
-have counted are made into rows with the batch's id for a nonce, so a batch that comes twice counts once; see `engine/exposures.py`.
+In: outcomes as reported, exposures as counted by the decider and then made ready by `rows`. Out: what became of each outcome, once it is
+durable. A value outside the contract refuses the whole report with every violation, and nothing of it is counted: the reporter mends it
+and sends it again. An id that is forged, foreign or too old refuses only its own outcome, because no mending helps it. Batches of exposures
+that deciders elsewhere have counted are made into rows with the batch's id for a nonce, so a batch that comes twice counts once; see
+`engine/exposures.py`.
 """
 
 from __future__ import annotations

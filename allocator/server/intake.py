@@ -9,9 +9,9 @@ the way to another thread and back costs as much processor time as several decis
 A few outcomes are checked here, in the event loop, and handed to the store, which calls back: one thread less that fights the loop for
 the interpreter. Many are checked in a thread, since a decision would have to wait for that.
 
-Exposures that no report takes along are stored four times a second. They are made ready here as well, a few experiments at a time with
-rests between, so that with traffic on thousands no decision waits for much of it: a thread that makes rows of hundreds at once holds the
-interpreter against the loop, and the calls of that while take several times as long. A report takes along what is ready.
+Exposures that no report takes along are stored two to four times a second. They are made ready here as well, a few experiments at a time
+with rests between, so that with traffic on thousands no decision waits for much of it: a thread that makes rows of hundreds at once holds
+the interpreter against the loop, and the calls of that while take several times as long. A report takes along what is ready.
 
 A fault in one report must not refuse its neighbours: where values break a contract nothing of the commit was counted, and each half of it
 goes by itself, until the fault is alone.
@@ -39,7 +39,8 @@ COMMITS = 4  # at a time; more only wait for the same disk
 APART_SECONDS = 0.010  # between the beginnings of two: after a pause a report does not wait
 TAKEN_BETWEEN_RESTS = 6  # experiments whose exposures are made ready between two rests, some 0.2 ms; more where the rests would add up
 REST_SECONDS = 0.005
-MOST_RESTS = 50
+FEW_RESTS = 50  # beyond, pieces grow, up to `TAKEN_AT_ONCE`
+ROWS_AT_ONCE = 1000  # in one step: others wait behind it, and what a store refuses is all given back
 FEW = 50  # outcomes; a report of more is worth a commit of its own at once
 LEAST_RETRY_SECONDS, MOST_RETRY_SECONDS = 0.05, 5.0
 METHOD = "ReportOutcomes"
@@ -126,11 +127,13 @@ class Intake:
         Who is cancelled meanwhile does not undo it: they are given back when the store has refused them, and only then.
         """
         waiting = self._decider.waiting(self._monotonic())
-        most = max(TAKEN_BETWEEN_RESTS, -(-waiting // MOST_RESTS))
-        self._take(most)
-        for _ in range(-(-waiting // most) - 1):
-            await asyncio.sleep(REST_SECONDS)
+        most = min(max(TAKEN_BETWEEN_RESTS, -(-waiting // FEW_RESTS)), TAKEN_AT_ONCE)
+        for piece in range(max(1, -(-waiting // most))):
+            if piece:
+                await asyncio.sleep(REST_SECONDS)
             self._take(most)
+            if len(self._taken.rows) >= ROWS_AT_ONCE:
+                await self._store(self._hand_over())
         if self._taken.exposures:
             await self._store(self._hand_over())
 
@@ -202,7 +205,11 @@ class Intake:
         """Begin one. `_done` ends it, in this loop."""
         self._begun = asyncio.get_running_loop().time()
         started = self._monotonic()
-        self._take(TAKEN_AT_ONCE)
+        try:
+            self._take(TAKEN_AT_ONCE)
+        except Exception as error:
+            _fail(group, error)
+            return
         outcomes = [outcome for waiting in group for outcome in waiting.outcomes]
         self._count(outcomes, self._hand_over(), group[0].batches, lambda answer, error: self._done(group, started, answer, error))
 
@@ -214,8 +221,10 @@ class Intake:
         def end(answer: Answer | None, error: Exception | None = None) -> None:
             if error is not None:
                 self._decider.give_back(taken.exposures)
-            tell(answer, error)
-            self._end()
+            try:
+                tell(answer, error)
+            finally:
+                self._end()
 
         def counted(answer: Callable[[], Answer]) -> None:
             try:

@@ -158,8 +158,9 @@ ADD_CELLS = f"""INSERT INTO {{table}} SELECT {", ".join(f"json_extract(value, '$
 READ_EXPERIMENTS = """SELECT json_group_array(json_array(number, uid, through, coarsen, proof))
     FROM experiments WHERE uid IN (SELECT value FROM json_each(?))"""
 
-# Of these numbers, those that have settled something as late as this bucket.
-READ_SETTLED = """SELECT json_group_array(number) FROM experiments WHERE number IN (SELECT value FROM json_each(?)) AND through >= ?"""
+# {experiment: bucket} → those that have settled something as late as this bucket
+READ_SETTLED = """SELECT json_group_array(x.number)
+    FROM json_each(?) e CROSS JOIN experiments x ON x.number = CAST(e.key AS INTEGER) WHERE x.through >= e.value"""
 
 WRITE_EXPERIMENTS = """INSERT INTO experiments (number, uid, proof)
     SELECT json_extract(value, '$[0]'), json_extract(value, '$[1]'), json_extract(value, '$[2]') FROM json_each(?)"""

@@ -197,10 +197,16 @@ class Writer:
         return batch.counted
 
     def _late(self, ready: list[ExposureRow]) -> set[str]:
-        """Experiments whose rows were made ready for buckets that may be settled by now."""
-        numbers = {self._numbers[row.uid]: row.uid for row in ready}
-        late = self._ask(words.NUMBERS, words.READ_SETTLED, words.text(list(numbers)), min(row.cell.bucket for row in ready))
-        return {numbers[number] for number in late}
+        """Experiments whose rows were made ready for buckets that may be settled by now. The others' check numbers are not looked at again:
+        they were when their numbers were looked up.
+        """
+        first: dict[int, int] = {}
+        uids = {}
+        for uid, cell, _ in ready:
+            number = self._numbers[uid]
+            uids[number] = uid
+            first[number] = min(first.get(number, cell.bucket), cell.bucket)
+        return {uids[number] for number in self._ask(words.NUMBERS, words.READ_SETTLED, words.text(first))}
 
     def _add_ready(self, ready: list[ExposureRow]) -> set[int]:
         """Add rows to the open cells, as they were made ready. Returns the experiments to which something was added."""

@@ -181,8 +181,9 @@ def test_exposures_lie_in_the_bucket_that_the_ids_time_is_in():
         decision = decider.decide(entry, b"unit-%d" % number, {}, now, rng.randbytes(8))
         expected[int(read(KEY, decision.id).seconds // 0.3)] += 1
     found = Counter()
-    for exposure in decider.take():
-        found[exposure.bucket] += exposure.count
+    while taken := decider.take():
+        for exposure in taken:
+            found[exposure.bucket] += exposure.count
     assert found == expected
     assert len(found) > 50
 
@@ -236,7 +237,8 @@ def test_of_every_experiment_the_latest_plan_decides_and_no_older_one_is_kept():
             said = read(KEY, decider.decide(entry, b"unit", {}, START, version.to_bytes(8, "big")).id)
             assert (said.uid, said.version) == (entry.uid, version)
     assert {id(memory.entry) for memory in decider._seats.values()} == set(map(id, entries))
-    assert sum(exposure.count for exposure in decider.take()) == 39 * count
+    assert sum(exposure.count for exposure in decider.take(most=39 * count)) == 39 * count
+    assert decider.take() == []
 
 
 def test_kinds_of_decisions_beyond_a_limit_are_forgotten_without_losing_a_count(monkeypatch):
@@ -266,7 +268,7 @@ def test_what_a_store_refuses_again_and_again_is_held_once_for_each_cell_and_los
     assert refused.take() == []
 
 
-def test_of_what_was_given_back_as_much_is_taken_at_once_as_a_report_can_carry_and_the_rest_in_turn(monkeypatch):
+def test_of_what_was_given_back_as_much_is_taken_at_once_as_there_is_room_for_and_the_rest_in_turn(monkeypatch):
     monkeypatch.setattr(decider_module, "RETURNED", 2)
     decider, entry = Decider(KEY), entry_with(bucket_seconds=1.0)
     for number in range(60):
@@ -285,6 +287,23 @@ def test_of_what_was_given_back_as_much_is_taken_at_once_as_a_report_can_carry_a
         found += taken
     assert sorted(found) == sorted(everything)
     assert found[:4] == everything[12:16], "those that were tried wait behind those that were not"
+
+
+def test_what_was_given_back_takes_the_place_of_half_of_what_is_new():
+    decider = Decider(KEY)
+
+    def decide(first, count):
+        for number in range(first, first + count):
+            decider.decide(replace(entry_with(), uid=number.to_bytes(8, "big")), b"unit", {}, START, number.to_bytes(8, "big"))
+
+    decide(0, 30)
+    decider.give_back(decider.take(0.0))
+    assert decider.waiting(0.0) == 30 // decider_module.RETURNED == 10
+    decide(100, 20)
+    uids = [{int.from_bytes(e.uid, "big") for e in decider.take(0.0, 8)} for _ in range(4)]
+    assert [sum(uid < 100 for uid in found) for found in uids] == [12, 12, 6, 0]
+    assert [sum(uid >= 100 for uid in found) for found in uids] == [4, 4, 6, 6]
+    assert decider.waiting(0.0) == 0
 
 
 def counted(exposures):
@@ -343,7 +362,7 @@ def test_few_draws_wait_a_minute_and_many_do_not_wait():
     assert decider.take() == []
 
 
-def test_the_draws_of_thousands_of_quiet_experiments_come_in_several_helpings():
+def test_the_draws_of_thousands_of_quiet_experiments_come_in_several_calls():
     decider, count = Decider(KEY), 3 * decider_module.TAKEN_AT_ONCE
     for number in range(count):
         decider.decide(replace(entry_with(), uid=number.to_bytes(8, "big")), b"unit", {}, START, number.to_bytes(8, "big"))

@@ -19,7 +19,7 @@ from allocator.ports import SystemClock
 from allocator.server import intake as intake_module
 from allocator.server.config import Config
 from allocator.server.edge import Edge, EdgeConfig
-from allocator.server.intake import TAKEN_BETWEEN_RESTS, Intake
+from allocator.server.intake import ROWS_AT_ONCE, TAKEN_BETWEEN_RESTS, Intake
 from allocator.server.main import Server
 from allocator.server.metrics import Metrics
 from allocator.stores.memory import MemoryStore
@@ -112,8 +112,32 @@ async def test_exposures_of_many_experiments_are_made_ready_in_pieces_and_stored
 async def test_with_very_many_experiments_pieces_grow_and_rests_do_not_add_up(rehearsal, intake, pieces, monkeypatch):
     monkeypatch.setattr(intake_module, "REST_SECONDS", 0.0)
     decide(rehearsal, 3000)
+    sizes, add_soon = [], rehearsal.store.add_soon
+    monkeypatch.setattr(rehearsal.store, "add_soon", lambda outcomes, rows: sizes.append(len(rows)) or add_soon(outcomes, rows))
     await intake.flush()
-    assert pieces == [60] * intake_module.MOST_RESTS
+    assert pieces == [60] * intake_module.FEW_RESTS
+    assert stored(rehearsal, 3000) == 3000
+    assert len(sizes) > 2
+    assert max(sizes) < ROWS_AT_ONCE + 2 * 60
+    decide(rehearsal, 4000)
+    pieces.clear()
+    await intake.flush()
+    assert max(pieces) <= 2 * TAKEN_AT_ONCE  # also of what was counted under plans that have changed, as all have here
+    assert stored(rehearsal, 4000) == 7000
+
+
+async def test_a_store_that_refuses_is_not_asked_for_all_that_waits(rehearsal, intake, monkeypatch):
+    monkeypatch.setattr(intake_module, "REST_SECONDS", 0.0)
+    decide(rehearsal, 3000)
+    sizes = []
+    with monkeypatch.context() as patched:
+        patched.setattr(rehearsal.store, "add_soon", lambda _, rows: sizes.append(len(rows)) or _refuse())
+        for _ in range(3):
+            with pytest.raises(Overloaded):
+                await intake.flush()
+    assert len(sizes) == 3
+    assert max(sizes) < ROWS_AT_ONCE + 2 * TAKEN_AT_ONCE
+    await intake.flush()
     assert stored(rehearsal, 3000) == 3000
 
 
@@ -159,8 +183,19 @@ async def test_a_fault_while_rows_are_made_ready_loses_nothing(rehearsal, intake
         with pytest.raises(Overloaded):
             await intake.flush()
     await intake.flush()
-    await intake.flush()
     assert stored(rehearsal, 20) == 20
+
+
+async def test_a_fault_while_rows_are_made_ready_is_told_to_whom_reports(rehearsal, intake, monkeypatch):
+    decision = rehearsal.decide()
+    with monkeypatch.context() as patched:
+        patched.setattr(rehearsal.store, "ready", _refuse)
+        with pytest.raises(Overloaded):
+            await asyncio.wait_for(intake.report([Outcome(decision.id, 1.0)]), PATIENCE)
+    assert intake._held == 0
+    results, _ = await asyncio.wait_for(intake.report([Outcome(decision.id, 1.0)]), PATIENCE)
+    assert [result.status.value for result in results] == ["ACCEPTED"]
+    await asyncio.wait_for(intake.close(), PATIENCE)
 
 
 def _refuse(*_):

@@ -227,6 +227,50 @@ def test_rows_are_ready_once_their_experiment_has_a_number_that_was_committed(pa
     assert ask(path, "SELECT experiment, sum(count) FROM cells GROUP BY 1") == [(1, 22), (2, 21)]
 
 
+class Broken:
+    """A connection of which the next COMMIT fails."""
+
+    def __init__(self, connection):
+        self._connection = connection
+
+    def execute(self, sql, *values):
+        if sql == "COMMIT":
+            raise sqlite3.OperationalError("disk I/O error")
+        return self._connection.execute(sql, *values)
+
+    def __getattr__(self, name):
+        return getattr(self._connection, name)
+
+
+def test_a_number_whose_commit_failed_is_not_remembered(path):
+    with opened(path) as store:
+        store.add([], [exposure()])
+        writer, store._writer = store._writer, Broken(store._writer)
+        with pytest.raises(Unavailable):
+            store.add([], [exposure(uid=OTHER)])
+        store._writer = writer
+        assert [bool(row.ready) for row in store.ready([exposure(), exposure(uid=OTHER)])] == [True, False]
+        store.add([], [exposure(uid="03" * 8)])  # gets the number that the other one had for a moment
+        store.add([], store.ready([exposure(), exposure(uid=OTHER), exposure(uid="03" * 8)]))
+        assert [sum(found.count for found in store.cells(uid)) for uid in (UID, OTHER, "03" * 8)] == [2, 1, 2]
+        assert store.check() == []
+
+
+def test_what_one_experiment_has_settled_holds_up_no_other_whose_buckets_are_wider(path):
+    with opened(path) as store:
+        store.add([], [exposure(1_000_000), exposure(10, uid=OTHER)])
+        assert store.save([Save(record(), None, settle=Settle(999_999, 2))]) == [None]
+        statements: list[str] = []
+        store._writer.set_trace_callback(statements.append)
+        store.add([], store.ready([exposure(1_000_000), exposure(10, uid=OTHER)]))
+        assert not [sql for sql in statements if "coarsen" in sql], "nothing was looked up of an experiment"
+        store.add([], store.ready([exposure(999_999), exposure(10, uid=OTHER)]))
+        assert [sql for sql in statements if "coarsen" in sql]
+        store._writer.set_trace_callback(None)
+        assert [[found.count for found in store.cells(uid)] for uid in (UID, OTHER)] == [[2], [3]]
+        assert [found.count for found in store.settled(UID)] == [1]
+
+
 def test_a_row_made_ready_that_is_refused_spoils_nothing_else(path):
     with opened(path) as store:
         store.add([], [exposure()])
