@@ -48,6 +48,7 @@ from allocator.core.decision import Decision, Reason, check_unit, choose_hashed
 from allocator.core.snapshot import Entry, full_name
 from allocator.errors import AllocatorError, InvalidArgument
 from allocator.v1 import allocator_service_pb2_grpc as service_grpc
+from allocator.wire.exposures import exposure_to_message
 from allocator.wire.status import from_rpc_error
 
 TICK_SECONDS = 0.1  # between two looks of the sender
@@ -407,7 +408,7 @@ class LocalClient:
             for _ in range(max(1, -(-self._decider.waiting(spare) // TAKEN_AT_ONCE))):
                 with self._lock:
                     taken = self._decider.take(spare)
-                self._outbox.put_exposures(taken)
+                self._outbox.put_exposures([exposure_to_message(e) for e in taken])
         if now < self._again and not hurried:
             return False
         while (batch := self._outbox.batch()) is not None:

@@ -15,13 +15,12 @@ import re
 import threading
 from collections import Counter, deque
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from typing import NamedTuple
 
-from allocator.core.decider import Exposure
 from allocator.errors import Violation
 from allocator.v1 import allocator_pb2 as pb
 from allocator.v1 import allocator_service_pb2 as service_pb
-from allocator.wire.exposures import exposure_to_message
 
 MAX_OUTCOMES = 1000  # in a batch
 MAX_BYTES = 1 << 20
@@ -31,7 +30,7 @@ STATUSES = {number: name.removeprefix("OUTCOME_STATUS_") for name, number in pb.
 OF_OUTCOME = re.compile(r"outcomes\[(\d+)\]")
 
 Told = tuple[str, float | None, Mapping[str, float] | None]  # decision id, reward, metrics
-_Key = tuple[bytes, int, int, int, int, int]  # uid, activation, bucket, arm, segment, life
+Place = tuple[str, int, int, int, int]  # the first five fields of an ExposureCount
 
 
 class Batch(NamedTuple):
@@ -39,7 +38,7 @@ class Batch(NamedTuple):
 
     id: bytes
     outcomes: list[Told]
-    exposures: list[Exposure]
+    exposures: list[service_pb.ExposureCount]
 
     def request(self, life: int) -> service_pb.ReportOutcomesRequest:
         """As a message."""
@@ -49,7 +48,7 @@ class Batch(NamedTuple):
             if reward is not None:
                 outcome.reward = reward
         if self.exposures:
-            request.exposures.add(id=self.id, life=life, counts=map(exposure_to_message, self.exposures))
+            request.exposures.add(id=self.id, life=life, counts=self.exposures)
         return request
 
 
@@ -65,7 +64,7 @@ class Outbox:
         self._life = life
         self._lock = threading.Lock()
         self._outcomes: deque[Told] = deque()
-        self._exposures: dict[_Key, list[int]] = {}
+        self._exposures: dict[Place, service_pb.ExposureCount] = {}
         self._batch: Batch | None = None
         self.results: Counter[str] = Counter()
         self.reasons: Counter[str] = Counter()
@@ -84,7 +83,7 @@ class Outbox:
         """Decisions held whose exposure is not reported, those being sent included."""
         with self._lock:
             batch = self._batch
-            return sum(sums[0] for sums in self._exposures.values()) + sum(e.count for e in (batch.exposures if batch else ()))
+            return sum(e.count for e in self._exposures.values()) + sum(e.count for e in (batch.exposures if batch else ()))
 
     def put(self, outcome: Told) -> bool:
         """Hold an outcome; the oldest goes when there is no room. True when there is enough for a whole batch."""
@@ -95,16 +94,19 @@ class Outbox:
             self._outcomes.append(outcome)
             return len(self._outcomes) >= MAX_OUTCOMES
 
-    def put_exposures(self, exposures: Sequence[Exposure]) -> None:
-        """Hold exposures, added up; the oldest go when there is no room."""
+    def put_exposures(self, exposures: Sequence[service_pb.ExposureCount]) -> None:
+        """Hold exposures, added up; the oldest go when there is no room. The messages are the outbox's from now on."""
         with self._lock:
             for e in exposures:
-                key = (e.uid, e.activation, e.bucket, e.arm, e.segment, e.life)
-                held = self._exposures.setdefault(key, [0] * 5)
-                for place, value in enumerate((e.count, e.units, e.drawn, e.expected, e.variance)):
-                    held[place] += value
+                held = self._exposures.setdefault((e.uid, e.activation, e.bucket, e.arm, e.segment), e)
+                if held is not e:
+                    held.count += e.count
+                    held.units += e.units
+                    held.drawn += e.drawn
+                    held.expected += e.expected
+                    held.variance += e.variance
             while len(self._exposures) > MAX_EXPOSURES_HELD:
-                self.dropped_exposures += self._exposures.pop(next(iter(self._exposures)))[0]
+                self.dropped_exposures += self._exposures.pop(next(iter(self._exposures))).count
 
     def batch(self) -> Batch | None:
         """The batch to send: the one that is not settled yet, or else the oldest of what is held. None: there is nothing."""
@@ -115,8 +117,7 @@ class Outbox:
                     outcome = self._outcomes.popleft()
                     size += _size(outcome)
                     outcomes.append(outcome)
-                keys = list(self._exposures)[:MAX_EXPOSURES]
-                exposures = [_exposure(key, self._exposures.pop(key)) for key in keys]
+                exposures = [self._exposures.pop(place) for place in list(islice(self._exposures, MAX_EXPOSURES))]
                 if outcomes or exposures:
                     self._batch = Batch(os.urandom(8), outcomes, exposures)
             return self._batch
@@ -156,7 +157,7 @@ class Outbox:
         with self._lock:
             batch, self._batch = self._batch, None
             self.dropped += len(self._outcomes) + (len(batch.outcomes) if batch is not None else 0)
-            self.dropped_exposures += sum(sums[0] for sums in self._exposures.values())
+            self.dropped_exposures += sum(e.count for e in self._exposures.values())
             self.dropped_exposures += sum(e.count for e in batch.exposures) if batch is not None else 0
             self._outcomes.clear()
             self._exposures.clear()
@@ -166,8 +167,3 @@ def _size(outcome: Told) -> int:
     """Bytes of the message, about."""
     decision_id, _, metrics = outcome
     return len(decision_id) + 16 + sum(3 * len(name) + 16 for name in metrics or ())
-
-
-def _exposure(key: _Key, sums: list[int]) -> Exposure:
-    *where, life = key
-    return Exposure(*where, *sums, life)

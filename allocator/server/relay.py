@@ -91,7 +91,7 @@ class Relay:
     def close(self) -> None:
         """Send the last exposures, as far as the upstream takes them now, and stop following."""
         while exposures := self.decider.take():
-            self._outbox.put_exposures(exposures)
+            self._outbox.put_exposures(self.rows(exposures))
         try:
             self._send_own()
         except AllocatorError as error:
@@ -130,17 +130,17 @@ class Relay:
 
     def report(self, outcomes: Sequence[Outcome], exposures: Sequence[Exposure] = ()) -> list[Result]:
         """As `Ingest.report`, upstream."""
-        return self.receive(outcomes, exposures)[0]
+        return self.receive(outcomes, self.rows(exposures))[0]
 
-    def rows(self, exposures: list[Exposure]) -> list[Exposure]:
-        """They go upstream as they are: see `Ingest.rows`."""
-        return exposures
+    def rows(self, exposures: Sequence[Exposure]) -> list[service_pb.ExposureCount]:
+        """As `Ingest.rows`: the edge's own exposures as they go upstream."""
+        return [exposure_to_message(e) for e in exposures]
 
-    def begin(self, _outcomes: Sequence[Outcome], _exposures: Sequence[Exposure]) -> None:
+    def begin(self, _outcomes: Sequence[Outcome], _exposures: Sequence[service_pb.ExposureCount]) -> None:
         """Nothing can be begun without waiting for the upstream: see `Ingest.begin`."""
 
     def receive(
-        self, outcomes: Sequence[Outcome], exposures: Sequence[Exposure] = (), batches: Sequence[ExposureBatch] = ()
+        self, outcomes: Sequence[Outcome], exposures: Sequence[service_pb.ExposureCount] = (), batches: Sequence[ExposureBatch] = ()
     ) -> tuple[list[Result], int]:
         """As `Ingest.receive`, upstream: returns when it was acknowledged there, raises what was raised there.
 

@@ -6,7 +6,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from allocator.client.outbox import MAX_BYTES, MAX_EXPOSURES, MAX_OUTCOMES, Outbox
-from allocator.core.decider import Exposure
 from allocator.errors import Violation
 from allocator.v1 import allocator_pb2 as pb
 from allocator.v1 import allocator_service_pb2 as service_pb
@@ -19,7 +18,10 @@ def told(number, **metrics):
 
 
 def exposure(arm=0, bucket=1, count=1):
-    return Exposure(b"uid-uid-", 1, bucket, arm, 0, count, count, count, count << 15, count << 30, 7)
+    return service_pb.ExposureCount(
+        uid="75", activation=1, bucket=bucket, arm=arm, segment=0, count=count, units=count, drawn=count, expected=count << 15,
+        variance=count << 30,
+    )  # fmt: skip
 
 
 def answer(batch):
@@ -40,6 +42,18 @@ def test_a_batch_stays_the_same_until_it_is_settled():
     box.settle(answer(second))
     assert box.batch() is None
     assert (box.pending, box.results["ACCEPTED"]) == (0, 2)
+
+
+def test_what_is_counted_of_a_cell_that_is_being_sent_goes_with_the_next_batch():
+    box = Outbox(10, 7)
+    box.put_exposures([exposure(count=2)])
+    first = box.batch()
+    request = first.request(7)
+    box.put_exposures([exposure(count=3), exposure(count=4)])
+    assert box.batch().request(7) == request
+    assert first.exposures == [exposure(count=2)]
+    box.settle(answer(first))
+    assert box.batch().exposures == [exposure(count=7)]
 
 
 def test_batches_are_bounded_in_number_and_in_bytes():
