@@ -144,6 +144,8 @@ def test_a_report_that_failed_is_tried_again_after_its_pause_and_not_before(serv
             assert len(attempts) == tried, f"{pause} s are not over"
         clock.pass_(0.02)
         until(lambda tried=tried: len(attempts) == tried + 1, "the next attempt")
+    seen = len(passes)
+    until(lambda: len(passes) > seen, "the last attempt is over, and the next one's time is set")
     client._report = report
     clock.pass_(3.3)
     until(lambda: client.statistics().sent == 1, "it gets through")
