@@ -9,7 +9,7 @@ It is pure: whoever holds the record saves what it says, or throws it away. The 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -67,16 +67,21 @@ class Plan:
     sample_ratio: tuple[float, ...]
 
 
-def plan(record: Record, found: Tally, now: float) -> Plan:
-    """Decide weights and state for one experiment. now: seconds since the epoch. Raises InvalidArgument for statistics no family has."""
+def plan(record: Record, found: Tally, now: float, between: Callable[[], object] = lambda: None) -> Plan:
+    """Decide weights and state for one experiment. Raises InvalidArgument for statistics no family has.
+
+    now: seconds since the epoch. between: called between the steps, each about half a millisecond, so that others can have their turn.
+    """
     experiment, status = record.experiment, record.status
     running = status.state is State.RUNNING
     occurrences: list[Occurrence] = []
     look = _review(record, found, now)
+    between()
     if running:
         status = _obey(experiment, status, look, now, occurrences)
     eligible = np.array([arm.name not in status.drained for arm in experiment.arms])
     learned = tuple(learn(record, found, segment, eligible, now) for segment in tables(experiment))
+    between()
     outcomes = rewards_reported(found)
     ratio = draw_p_values(found.draws, len(experiment.arms))
     ratio[experiment.incumbent] = 1.0  # it mirrors the others
@@ -99,6 +104,7 @@ def plan(record: Record, found: Tally, now: float) -> Plan:
     slots, layouts, notes = record.slots, record.layouts, ()
     if status.state is State.RUNNING:
         slots, layouts, notes = allocate(record, status, learned, judgements, eligible, finished)
+        between()
     through = closing(experiment, now)
     settles = bool(found.open.buckets.size) and int(found.open.buckets[0]) <= through
     if settles:

@@ -3,8 +3,8 @@
 In: which experiments have new outcomes, and the time. Out: new weights and state changes, stored and in force. One thread carries it out.
 It is woken when losses were committed and looks at the guardrails of those experiments at once; what else was counted is taken along at
 each refresh, when weights follow. An experiment to which nothing happens costs nothing. What comes first and what can wait: `agenda.py`. A
-pass in which a loss is told breaks off and begins again with it; after a long pass there is a pause as long, so that decisions, which
-need the same interpreter, are not held up for as long as there is something to plan.
+pass in which a loss is told breaks off and begins again with it; after a long pass there is a pause as long, and a plan that can wait lets
+go of the processor between its steps, so that decisions are not held up for as long as there is something to plan.
 
 Of all servers on one store one plans, for a term; the others follow: they publish what it saved, and keep their own leases of budgets
 filled. A server that takes over looks at every experiment once, some at a time, those that changed last first. Its writes carry the
@@ -51,9 +51,14 @@ JUMP_SECONDS = 5.0  # by which the wall clock may run ahead of the monotonic one
 RETRY_SECONDS = 0.5  # after a pass that failed: a store that is gone is not asked at each wake-up
 PASS_SECONDS = 0.05  # that a pass gives to what can wait before it breaks off for a loss
 LONGEST_PAUSE_SECONDS = 1.0  # after a long pass
+BREATH_SECONDS = 50e-6  # between two steps of a plan that can wait
 PASS_EXPERIMENTS = 256  # planned in one pass, so that after a takeover of thousands a freeze does not wait for all of them
 
 log = structlog.get_logger()
+
+
+def _go_on() -> None:
+    """Between the steps of a plan that cannot wait."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +111,7 @@ class Planner:
         self._thread: threading.Thread | None = None
         self._stop_listening: Callable[[], None] | None = None
         self._pass_lock = threading.Lock()
+        self._breathe: Callable[[], object] = _go_on
         self.crashes = 0  # of plans, since the start
         self.last: dict[str, Planned] = {}  # of each uid that is planned here; another planner knows better, and the end needs none
 
@@ -121,7 +127,8 @@ class Planner:
             self.wake()
 
     def start(self) -> None:
-        """Run in a thread of its own."""
+        """Run in a thread of its own, which pauses between the steps of a plan that can wait, unless something is urgent."""
+        self._breathe = lambda: self._hurried.wait(BREATH_SECONDS)
         self._thread = threading.Thread(target=self.run, name="planner", daemon=True)
         self._thread.start()
 
@@ -259,17 +266,17 @@ class Planner:
             if place and self._hurried.is_set() and time.perf_counter() - begun > PASS_SECONDS:
                 self._agenda.again(turn.then[place:])
                 break
-            if (done := self._plan_one(uid, now)) is not None:
+            if (done := self._plan_one(uid, now, self._breathe)) is not None:
                 then.append(done)
         return first + then
 
-    def _plan_one(self, uid: str, now: float) -> Planned | None:
+    def _plan_one(self, uid: str, now: float, between: Callable[[], object] = _go_on) -> Planned | None:
         """Plan it. A fault that nobody foresaw keeps no other experiment from being planned."""
         record = self._registry.of_uid(uid)
         if record is None:
             return None
         try:
-            return self._plan(record, now)
+            return self._plan(record, now, between)
         except AllocatorError:
             raise
         except Exception:
@@ -339,7 +346,7 @@ class Planner:
             return found
         return replace(found, granted=self._store.granted(record.uid), held=self._grants.held(record.uid))
 
-    def _plan(self, record: Record, now: float) -> Planned | None:
+    def _plan(self, record: Record, now: float, between: Callable[[], object]) -> Planned | None:
         if record.status.state in (State.DRAFT, State.ROLLED_BACK, State.CONCLUDED):
             self._agenda.set(record.uid, math.inf)
             self._grants.renew(record.uid, None)
@@ -348,7 +355,8 @@ class Planner:
         started = time.perf_counter()
         try:
             found = self.tally(record)
-            made = plan(record, found, now)
+            between()
+            made = plan(record, found, now, between)
         except InvalidArgument as error:
             log.error("plan.refused", experiment=record.name, reason=error.reason, error=error.message)
             self._agenda.set(record.uid, now + LOOK_AGAIN_SECONDS)

@@ -51,7 +51,10 @@ class Metrics:
             "allocator_ingest_commit_duration_seconds", "Time from a report to its durable commit.", SLOW, registry
         )
         self.plan_duration = Histogram(
-            "allocator_plan_duration_seconds", "Time to plan one experiment.", buckets=SLOW, registry=registry
+            "allocator_plan_duration_seconds",
+            "Time to plan one experiment, pauses for decisions included.",
+            buckets=SLOW,
+            registry=registry,
         )
         self.rpcs = Tally("allocator_rpcs", "Calls answered, by method and status code.", ["method", "code"], registry)
         self.shed = Tally("allocator_shed", "Calls refused for want of room, by method.", ["method"], registry)

@@ -93,11 +93,11 @@ def test_a_pass_breaks_off_for_a_loss_and_the_rest_comes_after_it(monkeypatch):
     monkeypatch.setattr(planner, "PASS_SECONDS", -1.0)
     plan, seen = engine.planner._plan, []
 
-    def planning(record, now):
+    def planning(record, now, between):
         if len(seen) == 1:  # a pass that has just begun with what can wait goes on for one
             engine.planner.counted(set(), set(), {engine.registry.get(names[5]).uid})
         seen.append(record.name)
-        return plan(record, now)
+        return plan(record, now, between)
 
     monkeypatch.setattr(engine.planner, "_plan", planning)
     fleet.tick("a")
@@ -106,6 +106,21 @@ def test_a_pass_breaks_off_for_a_loss_and_the_rest_comes_after_it(monkeypatch):
     fleet.tick("a")
     assert seen[2] == names[5]
     assert sorted(set(seen)) == names
+
+
+def test_a_plan_that_can_wait_lets_go_between_its_steps_and_one_for_a_loss_does_not():
+    fleet, engine, names = crowd(2)
+    fleet.tick("a")
+    breaths, uid = [], engine.registry.get(names[0]).uid
+    engine.planner._breathe = lambda: breaths.append(1)
+    before = engine.planner.last[uid]
+    fleet.report("a", [fleet.decide("a", names[0])], error=1.0)
+    fleet.tick("a")
+    assert engine.planner.last[uid] is not before
+    assert not breaths
+    fleet.report("a", [fleet.decide("a", names[1])], reward=1.0)
+    fleet.tick("a", seconds=1.0)
+    assert len(breaths) == 4
 
 
 def test_a_loss_counted_by_another_server_is_looked_at_though_only_decisions_were_counted_here():
@@ -141,10 +156,10 @@ def test_losses_that_never_end_leave_time_for_the_others(monkeypatch):
     monkeypatch.setattr(planner, "PASS_SECONDS", -1.0)
     plan, seen = engine.planner._plan, set()
 
-    def planning(record, now):
+    def planning(record, now, between):
         engine.planner.counted(set(), set(), {engine.registry.get(names[0]).uid})
         seen.add(record.name)
-        return plan(record, now)
+        return plan(record, now, between)
 
     monkeypatch.setattr(engine.planner, "_plan", planning)
     engine.planner.counted(set(), set(), {engine.registry.get(names[0]).uid})
@@ -159,11 +174,11 @@ def test_a_plan_that_crashes_keeps_no_other_from_being_made(monkeypatch):
     fleet, engine, names = crowd(3)
     plan, seen = engine.planner._plan, []
 
-    def planning(record, now):
+    def planning(record, now, between):
         seen.append(record.name)
         if record.name == names[0]:
             raise ZeroDivisionError
-        return plan(record, now)
+        return plan(record, now, between)
 
     monkeypatch.setattr(engine.planner, "_plan", planning)
     for name in names:
