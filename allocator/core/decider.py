@@ -13,7 +13,7 @@ how often it should have. Where assignment is sticky a unit draws once and then 
 activation is a draw. Nobody remembers units across processes, so draws carry the decider's `life`: each life is judged by itself.
 
 A draw is four numbers to store for an experiment of four arms, an exposure one. So the draws of an experiment with little traffic wait
-for one another, at most a minute; exposures, on which pending outcomes and guardrails rest, never do. A process that is killed takes the
+for one another, a minute; exposures, on which pending outcomes and guardrails rest, never do. A process that is killed takes the
 draws that wait with it, whichever arms they were, so what is left is judged as before.
 """
 
@@ -35,8 +35,8 @@ from allocator.core.snapshot import Entry
 MAX_FORMS = 1024  # kept of each plan; only strict caps on many candidates make more than a handful
 TAKEN_AT_ONCE = 64  # experiments of which one `take` adds up the counts, unless it is told: a decision that comes meanwhile waits
 FEW_DRAWS = 16  # of one experiment: they may wait
-DRAWS_SECONDS = 60.0  # at most
-RETURNED = 3  # cells set aside or given back count as one experiment in a `take`: after a store has refused there may be many
+DRAWS_SECONDS = 60.0  # that they wait; then they come along with what is counted, so a little longer where thousands wait
+CELLS = 3  # that were set aside or given back count as one experiment in a `take`: after a store has refused there may be many
 ALIGNED = 4  # bits of an address that are zero: left in, they would make the keys of a dict collide
 new_tuple = tuple.__new__  # what `_make` calls, and 0.1 us cheaper
 
@@ -318,8 +318,14 @@ class Decider:
             memory.forget_forms()
 
     def waiting(self, now: float | None = None) -> int:
-        """Of how many experiments `take` has something to hand over. What was set aside or given back counts as some, by its size."""
-        due = len(self._holding) if now is None else sum(1 for _ in takewhile(lambda held: held[0] <= now, self._holding))
+        """For how many experiments `take` should be called now. What was set aside or given back counts as some, by its size.
+
+        Draws that need not wait any longer come along with what was counted, not all at once: thousands may have begun to wait together.
+        """
+        due = len(self._holding)
+        if now is not None:
+            along = max(TAKEN_AT_ONCE, 2 * len(self._counting))
+            due = sum(1 for _ in takewhile(lambda held: held[0] <= now, islice(self._holding, along)))
         return len(self._counting) + due + self._set_aside()
 
     def take(self, now: float | None = None, most: int = TAKEN_AT_ONCE) -> list[Exposure]:
@@ -330,7 +336,7 @@ class Decider:
         there is too little room. The rest comes with later calls. Empty when there is none left.
         """
         back = min(self._set_aside(), max(1, most // 2, most - len(self._counting)))
-        left, cells = most - back, RETURNED * back
+        left, cells = most - back, CELLS * back
         counts: dict[Place, list[int]] = {}
         draws: list[_Draws] = []
         while self._counting and (left > 0 or not (back or counts or draws)):
@@ -368,7 +374,7 @@ class Decider:
 
     def _set_aside(self) -> int:
         """What was given back, and what was counted under plans that have changed: for how many experiments it counts."""
-        return -(-(len(self._counts) + len(self._drawn) + len(self._returned)) // RETURNED)
+        return -(-(len(self._counts) + len(self._drawn) + len(self._returned)) // CELLS)
 
     def give_back(self, exposures: list[Exposure]) -> None:
         """Count these again: they could not be stored. What belongs to one cell is one from now on, however often it comes back."""

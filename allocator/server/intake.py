@@ -9,7 +9,7 @@ the way to another thread and back costs as much processor time as several decis
 A few outcomes are checked here, in the event loop, and handed to the store, which calls back: one thread less that fights the loop for
 the interpreter. Many are checked in a thread, since a decision would have to wait for that.
 
-Exposures that no report takes along are stored two to four times a second. They are made ready here as well, a few experiments at a time
+Exposures that no report takes along are stored one to four times a second. They are made ready here as well, a few experiments at a time
 with rests between, so that with traffic on thousands no decision waits for much of it: a thread that makes rows of hundreds at once holds
 the interpreter against the loop, and the calls of that while take several times as long. A report takes along what is ready.
 
@@ -37,9 +37,9 @@ from allocator.server.metrics import Metrics
 
 COMMITS = 4  # at a time; more only wait for the same disk
 APART_SECONDS = 0.010  # between the beginnings of two: after a pause a report does not wait
-TAKEN_BETWEEN_RESTS = 6  # experiments whose exposures are made ready between two rests, some 0.2 ms; more where the rests would add up
-REST_SECONDS = 0.005
-FEW_RESTS = 50  # beyond, pieces grow, up to `TAKEN_AT_ONCE`
+TAKEN_BETWEEN_RESTS = 6  # experiments whose exposures are made ready between two rests, some 0.3 ms; more where the rests would add up
+REST_SECONDS = 0.003
+FEW_RESTS = 100  # beyond, pieces grow, up to `TAKEN_AT_ONCE`
 ROWS_AT_ONCE = 1000  # in one step: others wait behind it, and what a store refuses is all given back
 FEW = 50  # outcomes; a report of more is worth a commit of its own at once
 LEAST_RETRY_SECONDS, MOST_RETRY_SECONDS = 0.05, 5.0

@@ -269,7 +269,7 @@ def test_what_a_store_refuses_again_and_again_is_held_once_for_each_cell_and_los
 
 
 def test_of_what_was_given_back_as_much_is_taken_at_once_as_there_is_room_for_and_the_rest_in_turn(monkeypatch):
-    monkeypatch.setattr(decider_module, "RETURNED", 2)
+    monkeypatch.setattr(decider_module, "CELLS", 2)
     decider, entry = Decider(KEY), entry_with(bucket_seconds=1.0)
     for number in range(60):
         decider.decide(entry, b"unit-%d" % number, {}, START + number, number.to_bytes(8, "big"))
@@ -298,7 +298,7 @@ def test_what_was_given_back_takes_the_place_of_half_of_what_is_new():
 
     decide(0, 30)
     decider.give_back(decider.take(0.0))
-    assert decider.waiting(0.0) == 30 // decider_module.RETURNED == 10
+    assert decider.waiting(0.0) == 30 // decider_module.CELLS == 10
     decide(100, 20)
     uids = [{int.from_bytes(e.uid, "big") for e in decider.take(0.0, 8)} for _ in range(4)]
     assert [sum(uid < 100 for uid in found) for found in uids] == [12, 12, 6, 0]
@@ -349,7 +349,7 @@ def test_draws_that_wait_come_to_the_same_as_those_that_do_not_and_no_exposure_w
     assert drawn(found[0]) == drawn(found[1])
 
 
-def test_few_draws_wait_a_minute_and_many_do_not_wait():
+def test_few_draws_wait_and_many_do_not():
     decider, entry, few = Decider(KEY), entry_with(), decider_module.FEW_DRAWS
     for number in range(few - 1):
         decider.decide(entry, b"unit-%d" % number, {}, START, number.to_bytes(8, "big"))
@@ -358,7 +358,7 @@ def test_few_draws_wait_a_minute_and_many_do_not_wait():
     assert sum(e.drawn for e in decider.take(100.0 + decider_module.DRAWS_SECONDS)) == few - 1
     for number in range(few):
         decider.decide(entry, b"other-%d" % number, {}, START, number.to_bytes(8, "big"))
-    assert sum(e.drawn for e in decider.take(200.0)) == few
+    assert sum(e.drawn for e in decider.take(1000.0)) == few
     assert decider.take() == []
 
 
@@ -370,10 +370,25 @@ def test_the_draws_of_thousands_of_quiet_experiments_come_in_several_calls():
     assert [sum(e.count for e in decider.take(0.0)) for _ in range(3)] == [count // 3] * 3
     assert decider.waiting(1.0) == 0
     late = decider_module.DRAWS_SECONDS
-    assert decider.waiting(late) == decider.waiting() == count
+    assert (decider.waiting(late), decider.waiting()) == (decider_module.TAKEN_AT_ONCE, count)
     assert [sum(e.drawn for e in decider.take(late, 10)) for _ in range(2)] == [10, 10]
     assert sum(e.drawn for e in decider.take(late, count)) == count - 20
     assert decider.take() == []
+
+
+def test_draws_that_waited_come_along_with_what_is_counted():
+    decider, count = Decider(KEY), 4 * decider_module.TAKEN_AT_ONCE
+    entries = [replace(entry_with(), uid=number.to_bytes(8, "big")) for number in range(count)]
+    for number, entry in enumerate(entries):
+        decider.decide(entry, b"unit", {}, START, number.to_bytes(8, "big"))
+    decider.take(0.0, count)
+    late, taken, calls = decider_module.DRAWS_SECONDS, 0, 0
+    for number in range(100):
+        decider.decide(entries[number], b"another", {}, START, number.to_bytes(8, "little"))
+    assert decider.waiting(late) == 100 + 200
+    while waiting := decider.waiting(late):
+        taken, calls = taken + sum(e.drawn for e in decider.take(late, waiting)), calls + 1
+    assert (taken + sum(e.drawn for e in decider.take()), calls) == (count + 100, 2)
 
 
 def test_an_unknown_reason_from_a_newer_planner_is_an_incumbent_all_the_same():

@@ -115,10 +115,11 @@ async def test_with_very_many_experiments_pieces_grow_and_rests_do_not_add_up(re
     sizes, add_soon = [], rehearsal.store.add_soon
     monkeypatch.setattr(rehearsal.store, "add_soon", lambda outcomes, rows: sizes.append(len(rows)) or add_soon(outcomes, rows))
     await intake.flush()
-    assert pieces == [60] * intake_module.FEW_RESTS
+    each = 3000 // intake_module.FEW_RESTS
+    assert pieces == [each] * intake_module.FEW_RESTS
     assert stored(rehearsal, 3000) == 3000
     assert len(sizes) > 2
-    assert max(sizes) < ROWS_AT_ONCE + 2 * 60
+    assert max(sizes) < ROWS_AT_ONCE + 2 * each
     decide(rehearsal, 4000)
     pieces.clear()
     await intake.flush()
