@@ -2,7 +2,7 @@
 
 Decisions are made in one thread, plans and commits in others, and one at a time has the interpreter. Python's own settings favour whoever
 has it: 5 ms, where a decision takes 0.01. What a commit needs of it with traffic on thousands of experiments is therefore done in the event
-loop, in pieces (`intake.py`); plans are not.
+loop, in pieces (`intake.py`), and a plan that can wait pauses between its steps (`engine/planner.py`).
 """
 
 from __future__ import annotations
